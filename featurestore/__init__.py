@@ -1,0 +1,39 @@
+"""Activations of a speech recogniser as a feature store, and what they say about emotion.
+
+Public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from featurestore.analysis.correlation import correlate as correlate
+    from featurestore.analysis.regression import evaluate as evaluate
+    from featurestore.corpus import read_corpus as read_corpus
+    from featurestore.corpus import read_manifest as read_manifest
+    from featurestore.encoder import encode as encode
+    from featurestore.encoder import load_encoder as load_encoder
+    from featurestore.frontend import mfcc as mfcc
+    from featurestore.ingest import ingest as ingest
+    from featurestore.store.reader import open_store as open_store
+    from featurestore.store.verify import verify as verify
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["errors", "types"],
+    submod_attrs={
+        "analysis.correlation": ["correlate"],
+        "analysis.regression": ["evaluate"],
+        "corpus": ["read_corpus", "read_manifest"],
+        "encoder": ["encode", "load_encoder"],
+        "frontend": ["mfcc"],
+        "ingest": ["ingest"],
+        "store.reader": ["open_store"],
+        "store.verify": ["verify"],
+    },
+)

@@ -1,0 +1,25 @@
+"""Names and literals that several modules share. Importing this module is free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Capture = Literal["gate", "skip", "residual"]
+CAPTURES: tuple[Capture, ...] = ("gate", "skip", "residual")
+
+FrontEndVariant = Literal["librosa-0.5", "librosa", "vctk-decimate"]
+
+ViewKind = Literal["gcu", "mfcc", "egemaps"]
+VIEW_KINDS: tuple[ViewKind, ...] = ("gcu", "mfcc", "egemaps")
+
+Statistic = Literal["mean", "std", "min", "max"]
+STATISTICS: tuple[Statistic, ...] = ("mean", "std", "min", "max")
+
+SAMPLE_RATE = 16_000  # Hz; everything the network hears
+HOP_LENGTH = 512  # samples; 32 ms at 16 kHz
+FRAME_PERIOD_S = HOP_LENGTH / SAMPLE_RATE
+
+LAYERS = 15
+UNITS = 128
+CLASSES = 28
+COEFFICIENTS = 20

@@ -1,0 +1,1 @@
+"""The numerical core as plain JAX functions; nothing here imports anything but JAX."""

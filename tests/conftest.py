@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("FEATURESTORE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
+
+
+def shared(*parts: str) -> Path:
+    """A path of the reference data that lives beside the repository, or a skip where it does not."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"reference data {'/'.join(parts)} is not beside this checkout")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return shared("golden")
+
+
+@pytest.fixture(scope="session")
+def speech() -> Path:
+    return shared("speech")

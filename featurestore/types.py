@@ -15,6 +15,8 @@ VIEW_KINDS: tuple[ViewKind, ...] = ("gcu", "mfcc", "egemaps")
 Statistic = Literal["mean", "std", "min", "max"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "min", "max")
 
+FrameDtype = Literal["float16", "float32"]
+
 SAMPLE_RATE = 16_000  # Hz; everything the network hears
 HOP_LENGTH = 512  # samples; 32 ms at 16 kHz
 FRAME_PERIOD_S = HOP_LENGTH / SAMPLE_RATE

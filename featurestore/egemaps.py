@@ -1,0 +1,98 @@
+"""The hand-made baseline: eGeMAPSv02 functionals by openSMILE, in parallel processes.
+
+openSMILE hears each file at its own sampling rate, as `opensmile.Smile.process_file` does, and the
+average of its channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.audio import read_clip
+from featurestore.errors import AudioError, FeatureStoreError
+
+if TYPE_CHECKING:
+    import opensmile
+
+_MISSING = (
+    "view 'egemaps' needs openSMILE: pip install 'featurestore[egemaps]' (free for research, not "
+    "for commercial use), or leave it out: --views gcu,mfcc"
+)
+
+
+@functools.cache
+def _smile() -> opensmile.Smile:
+    try:
+        import opensmile
+    except ImportError:
+        raise FeatureStoreError(_MISSING) from None
+    return opensmile.Smile(
+        feature_set=opensmile.FeatureSet.eGeMAPSv02,
+        feature_level=opensmile.FeatureLevel.Functionals,
+    )
+
+
+def feature_names() -> tuple[str, ...]:
+    """Names of the 88 functionals, in openSMILE's order.
+
+    Raises:
+        FeatureStoreError: openSMILE is not installed.
+    """
+    return tuple(_smile().feature_names)
+
+
+def functionals(path: str, start: float, end: float) -> tuple[np.ndarray, float, str]:
+    """eGeMAPSv02 functionals of a file or a part of it.
+
+    Args:
+        path: audio file.
+        start: seconds.
+        end: seconds; NaN is the end of the file.
+
+    Returns:
+        float32 (88,), seconds of audio, and the sha256 of the decoded samples.
+
+    Raises:
+        AudioError: as `read_clip`; or too short a segment for openSMILE.
+    """
+    clip = read_clip(path, start=start, end=end)
+    with warnings.catch_warnings():
+        # openSMILE's wrapper warns and returns NaN for what is too short; that is refused below.
+        warnings.simplefilter("ignore", UserWarning)
+        values = np.asarray(_smile()(clip.samples, clip.rate), np.float32).ravel()
+    duration = len(clip.samples) / clip.rate
+    if np.isnan(values).all():
+        raise AudioError(f"too short for eGeMAPS ({duration:.3f} s): {path}")
+    return values, duration, clip.sha256
+
+
+def _one(path: str, start: float, end: float) -> tuple[np.ndarray, float, str] | str:
+    try:
+        return functionals(path, start, end)
+    except AudioError as error:
+        return str(error)
+
+
+def functionals_of_many(
+    segments: Sequence[tuple[str, float, float]], *, workers: int
+) -> Iterator[tuple[np.ndarray, float, str] | str]:
+    """`functionals` of many segments, in order, in parallel processes.
+
+    Args:
+        segments: path, start and end of each.
+        workers: number of processes.
+
+    Yields:
+        What `functionals` returns, or the reason why it could not, as text.
+    """
+    import joblib
+
+    # loky starts clean interpreters (never a fork of a process that runs JAX) and, unlike
+    # multiprocessing's spawn, works from scripts without an `if __name__ == "__main__"`.
+    pool = joblib.Parallel(workers, backend="loky", return_as="generator", batch_size="auto")
+    yield from pool(joblib.delayed(_one)(*segment) for segment in segments)

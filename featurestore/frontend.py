@@ -1,0 +1,205 @@
+"""MFCC in JAX, equal to librosa's (0.11 semantics), for batches of padded waveforms.
+
+16 kHz, n_fft 2048, hop 512 (32 ms), periodic Hann window, power spectrum, 128 Slaney mel bands with
+area normalisation over 0-8 kHz, `10 log10(max(1e-10, S))`, clamped to 80 dB under the loudest band
+of the whole utterance, orthonormal DCT-II, first 20 coefficients. Frame t is centred at t * 32 ms.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from featurestore.errors import AudioError
+from featurestore.types import COEFFICIENTS, HOP_LENGTH, SAMPLE_RATE, FrontEndVariant
+
+if TYPE_CHECKING:
+    import jax
+
+N_FFT = 2048  # samples
+MEL_BANDS = 128
+TOP_DB = 80.0
+POWER_FLOOR = 1e-10
+_BLOCKS = N_FFT // HOP_LENGTH  # a window is four hops long, so frames are four shifted blocks
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """A named way from samples to MFCC.
+
+    Attributes:
+        name: what provenance records.
+        padding: how the signal goes on beyond its two ends, 1,024 samples each side.
+        input_rate: sampling rate in Hz that the variant takes.
+        decimation: keep every n-th sample, without a filter.
+    """
+
+    name: FrontEndVariant
+    padding: Literal["reflect", "constant"]
+    input_rate: int = SAMPLE_RATE
+    decimation: int = 1
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples at 16 kHz: a reflection of 1,024 needs one sample more than that."""
+        return N_FFT // 2 + 1 if self.padding == "reflect" else 1
+
+    def decimated_length(self, samples: int) -> int:
+        """Samples at 16 kHz that `samples` at `input_rate` become."""
+        return -(-samples // self.decimation)
+
+    def prepare(self, samples: Float[np.ndarray, " sample"]) -> Float[np.ndarray, " padded"]:
+        """Decimate where the variant says so, then continue the signal beyond its true ends.
+
+        Raises:
+            AudioError: fewer samples than `min_samples`.
+        """
+        samples = samples[:: self.decimation]
+        self.check_length(len(samples))
+        return np.pad(samples, N_FFT // 2, mode=self.padding)
+
+    def check_length(self, samples: int) -> None:
+        """Raise unless `samples` samples at 16 kHz are enough.
+
+        Raises:
+            AudioError: fewer samples than `min_samples`.
+        """
+        if samples < self.min_samples:
+            raise AudioError(
+                f"{samples} samples at 16 kHz are too short for front end '{self.name}', which "
+                f"needs at least {self.min_samples} ({self.min_samples / SAMPLE_RATE:.3f} s)"
+                + ("; 'librosa' takes any length" if self.padding == "reflect" else "")
+            )
+
+
+FRONT_ENDS: dict[str, FrontEnd] = {
+    "librosa-0.5": FrontEnd("librosa-0.5", "reflect"),
+    "librosa": FrontEnd("librosa", "constant"),
+    "vctk-decimate": FrontEnd("vctk-decimate", "reflect", input_rate=48_000, decimation=3),
+}
+
+
+def front_end(variant: str) -> FrontEnd:
+    """The front end of that name.
+
+    Raises:
+        AudioError: an unknown name.
+    """
+    if variant not in FRONT_ENDS:
+        raise AudioError(f"unknown MFCC variant '{variant}'; accepted: {', '.join(FRONT_ENDS)}")
+    return FRONT_ENDS[variant]
+
+
+def frame_count(samples: int) -> int:
+    """Frames of an utterance of `samples` samples at 16 kHz."""
+    return 1 + samples // HOP_LENGTH
+
+
+def buffer_length(frames: int) -> int:
+    """Samples of the padded waveform that `frames` frames read."""
+    return (frames + _BLOCKS - 1) * HOP_LENGTH
+
+
+@functools.cache
+def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Window (2048,), mel weights (1025, 128) and DCT (128, 20), all float32."""
+    import librosa.filters
+    import scipy.fft
+    import scipy.signal
+
+    window = scipy.signal.get_window("hann", N_FFT, fftbins=True)
+    mel = librosa.filters.mel(
+        sr=SAMPLE_RATE,
+        n_fft=N_FFT,
+        n_mels=MEL_BANDS,
+        fmin=0.0,
+        fmax=SAMPLE_RATE / 2,
+        htk=False,
+        norm="slaney",
+        dtype=np.float32,
+    )
+    dct = scipy.fft.dct(np.eye(MEL_BANDS), type=2, norm="ortho", axis=0)[:COEFFICIENTS].T
+    return window.astype(np.float32), mel.T, dct.astype(np.float32)
+
+
+def mfcc_of_padded(
+    padded: Float[Array, " sample"], n_frames: Int[Array, ""]
+) -> Float[Array, "frame coefficient"]:
+    """MFCC of one prepared waveform inside a fixed buffer; traceable, to be vmapped.
+
+    Args:
+        padded: `FrontEnd.prepare`d samples followed by zeros, `buffer_length(frames)` long.
+        n_frames: frames that belong to the utterance. Only they set the 80 dB reference; rows
+            beyond are zero.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    window, mel, dct = _constants()
+    blocks = padded.reshape(-1, HOP_LENGTH)
+    frames = blocks.shape[0] - _BLOCKS + 1
+    framed = jnp.concatenate([blocks[i : i + frames] for i in range(_BLOCKS)], axis=1)
+    spectrum = jnp.fft.rfft(framed * window, axis=-1)
+    power = spectrum.real**2 + spectrum.imag**2
+    highest = jax.lax.Precision.HIGHEST
+    bands = jnp.matmul(power, mel, precision=highest)
+    decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
+    valid = (jnp.arange(frames) < n_frames)[:, None]
+    loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
+    clamped = jnp.maximum(decibels, loudest - TOP_DB)
+    return jnp.where(valid, jnp.matmul(clamped, dct, precision=highest), 0.0)
+
+
+@functools.cache
+def _jitted() -> jax.stages.Wrapped:
+    import jax
+
+    return jax.jit(jax.vmap(mfcc_of_padded))
+
+
+def fill_buffers(
+    prepared: list[np.ndarray], *, rows: int, frames: int
+) -> Float[np.ndarray, "row sample"]:
+    """Prepared waveforms as rows of one zero-filled batch; rows beyond the last one stay zero."""
+    buffers = np.zeros((rows, buffer_length(frames)), np.float32)
+    for row, samples in zip(buffers, prepared, strict=False):
+        used = min(len(row), len(samples))
+        row[:used] = samples[:used]
+    return buffers
+
+
+def mfcc(
+    samples: Float[np.ndarray, " sample"], *, variant: str = "librosa-0.5"
+) -> Float[np.ndarray, "frame coefficient"]:
+    """MFCC of one utterance.
+
+    Args:
+        samples: mono float samples in [-1, 1] at 16 kHz (at 48 kHz for `vctk-decimate`, which
+            takes every third).
+        variant: `librosa-0.5` (reflected ends, what the published weights were trained with),
+            `librosa` (zeros beyond the ends, librosa's default up to 0.11), or `vctk-decimate`.
+
+    Returns:
+        float32, `1 + samples // 512` frames by 20 coefficients.
+
+    Raises:
+        AudioError: an unknown variant, samples that are not one finite mono signal, or too few of
+            them for the variant.
+    """
+    chosen = front_end(variant)
+    signal = np.asarray(samples)
+    if signal.ndim != 1 or signal.dtype.kind not in "f":
+        raise AudioError(
+            f"expected one mono signal of floats, shape (samples,), got {signal.dtype} of shape "
+            f"{signal.shape}; average the channels and scale integers to [-1, 1] first"
+        )
+    if not np.isfinite(signal).all():
+        raise AudioError(f"sample {int(np.argmin(np.isfinite(signal)))} is not a finite number")
+    prepared = chosen.prepare(signal.astype(np.float32))
+    frames = frame_count(chosen.decimated_length(len(signal)))
+    buffers = fill_buffers([prepared], rows=1, frames=frames)
+    return np.asarray(_jitted()(buffers, np.array([frames], np.int32)))[0]

@@ -1,0 +1,303 @@
+"""From a manifest to a feature store: plan, run, summarise."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from featurestore.errors import StoreError
+from featurestore.frontend import FrontEnd
+from featurestore.pipeline import Clock, Work, rows_of, run_egemaps, run_network
+from featurestore.planning import (
+    NEURAL_VIEWS,
+    IngestConfig,
+    IngestPlan,
+    Job,
+    Skipped,
+    chosen_front_end,
+    load_table,
+    plan_ingest,
+    view_configs,
+)
+from featurestore.progress import progress_bar
+from featurestore.store.ledger import create_store, create_view, read_views
+from featurestore.store.writer import PartWriter, finish_part, relabel_part
+from featurestore.types import FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
+
+if TYPE_CHECKING:
+    from featurestore.encoder import Encoder
+
+_VERSIONED = (
+    "featurestore",
+    "jax",
+    "flax",
+    "librosa",
+    "numpy",
+    "opensmile",
+    "soundfile",
+    "soxr",
+    "zarr",
+)
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest did.
+
+    Attributes:
+        store: where the features are.
+        views: names of the views.
+        utterances: added by this run to at least one view.
+        hours: of audio in those.
+        relabelled: utterances already stored whose labels followed the manifest.
+        seconds: wall-clock time of the whole run.
+        stages: busy seconds per stage, summed over the threads and processes that share it.
+        skipped: what could not be read, and why.
+        plan: what was planned.
+    """
+
+    store: Path
+    views: tuple[str, ...]
+    utterances: int
+    hours: float
+    relabelled: int
+    seconds: float
+    stages: dict[str, float]
+    skipped: tuple[Skipped, ...]
+    plan: IngestPlan = field(repr=False)
+
+    @property
+    def times_real_time(self) -> float:
+        """Seconds of audio per second of the whole run."""
+        return self.hours * 3600 / self.seconds if self.seconds else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            **{k: v for k, v in vars(self).items() if k != "plan"},
+            "store": str(self.store),
+            "times_real_time": self.times_real_time,
+            "skipped": [vars(one) for one in self.skipped],
+            "plan": self.plan.to_dict(),
+        }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def ingest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    encoder: Encoder | str | None = None,
+    views: Sequence[ViewKind] = VIEW_KINDS,
+    captures: Sequence[Capture] = ("gate",),
+    frames: bool = True,
+    dtype: FrameDtype = "float16",
+    variant: str | None = None,
+    config: IngestConfig | None = None,
+    progress: bool | None = None,
+) -> IngestSummary:
+    """Extract features of every utterance into a store.
+
+    What the store already holds is left as it is, so that running the same call again completes an
+    interrupted store and adds new utterances. Labels and speakers of stored utterances follow the
+    manifest. Files that cannot be read are set aside with their reasons.
+
+    Args:
+        manifest: a table as from `read_corpus`, or the path of one.
+        store: folder of the store, new or not.
+        encoder: the network, or what `load_encoder` takes; needed by view `gcu`.
+        views: any of `gcu` (activations), `mfcc`, `egemaps`.
+        captures: any of `gate`, `skip`, `residual`.
+        frames: whether to keep every frame, besides pooled statistics.
+        dtype: of the frames kept, `float16` or `float32`.
+        variant: MFCC variant instead of the one that the weights were trained with.
+        config: all of the above but `encoder` and `variant`, and more, in one object instead.
+        progress: whether to show bars; None shows them on a terminal.
+
+    Raises:
+        ManifestError: a bad manifest, naming row and column, before any work.
+        CheckpointError: weights that cannot be used.
+        StoreError: a folder that is not a store, a full disk.
+        FeatureStoreError: a view that needs weights or openSMILE, without them.
+    """
+    began = time.perf_counter()
+    config = config or IngestConfig(tuple(views), tuple(captures), frames, dtype)
+    table = load_table(manifest)
+    if isinstance(encoder, str | os.PathLike):
+        from featurestore.encoder import load_encoder
+
+        encoder = load_encoder(encoder)
+    plan = plan_ingest(
+        table, store, encoder=encoder, config=config, variant=variant, progress=progress
+    )
+    return run_plan(
+        plan, table, encoder=encoder, config=config, variant=variant, progress=progress, began=began
+    )
+
+
+def run_plan(
+    plan: IngestPlan,
+    manifest: pd.DataFrame,
+    *,
+    encoder: Encoder | None,
+    config: IngestConfig,
+    variant: str | None = None,
+    progress: bool | None = None,
+    began: float | None = None,
+) -> IngestSummary:
+    """Do what `plan_ingest` planned, with the same arguments.
+
+    Args:
+        plan: from `plan_ingest`.
+        manifest: the validated table that was planned.
+        encoder: as planned.
+        config: as planned.
+        variant: as planned.
+        progress: whether to show bars; None shows them on a terminal.
+        began: `time.perf_counter()` from which the run counts; now by default.
+
+    Raises:
+        StoreError: a full disk.
+    """
+    began = time.perf_counter() if began is None else began
+    end = chosen_front_end(encoder, variant)
+    versions, clock = _versions(), Clock()
+    create_store(plan.store)
+    for made in view_configs(config, encoder, end).values():
+        create_view(plan.store, made, versions)
+    run = _Run(plan, config, encoder, end, versions, clock, progress)
+    try:
+        for job in plan.jobs:
+            for part, _ in job.parts.values():
+                part.begin(job.plan, job.rows, job.frames)
+            run.network(job)
+            run.egemaps(job)
+        added, set_aside = _finish(plan)
+        relabelled = _relabel(plan, manifest)
+    except OSError as error:
+        raise StoreError(
+            f"writing to {plan.store} failed: {error.strerror or error}. What is written is safe; "
+            "run the same ingest again to go on once the cause is mended"
+        ) from error
+    return IngestSummary(
+        store=plan.store,
+        views=plan.views,
+        utterances=len(added),
+        hours=math.fsum(added.values()) / 3600,
+        relabelled=relabelled,
+        seconds=time.perf_counter() - began,
+        stages=clock.seconds,
+        skipped=(*plan.skipped, *set_aside),
+        plan=plan,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all jobs of a run share."""
+
+    plan: IngestPlan
+    config: IngestConfig
+    encoder: Encoder | None
+    end: FrontEnd
+    versions: dict[str, str]
+    clock: Clock
+    progress: bool | None
+
+    def _work(self, job: Job, kinds: Sequence[ViewKind], tick: Any) -> Work:
+        parts = [job.parts[kind] for kind in kinds if kind in job.parts]
+        return Work(
+            columns=job.columns(kinds),
+            rows=rows_of(job.rows),
+            frames=job.frames,
+            writers=[(PartWriter(part, job.plan), missing) for part, missing in parts],
+            versions=self.versions,
+            clock=self.clock,
+            tick=tick,
+        )
+
+    def network(self, job: Job) -> None:
+        """Make the job's columns of `gcu` and `mfcc`."""
+        from featurestore.extract import Request
+
+        if not job.missing(NEURAL_VIEWS):
+            return
+        with self._bar("Encoding", job, NEURAL_VIEWS) as tick:
+            run_network(
+                self._work(job, NEURAL_VIEWS, tick),
+                variables=self.encoder.variables if self.encoder else {},
+                request=Request(
+                    captures=self.config.captures if job.missing(("gcu",)) else (),
+                    mfcc=bool(job.missing(("mfcc",))),
+                    frames=self.config.frames,
+                    dtype=self.config.dtype,
+                ),
+                front_end=self.end,
+                buckets=self.plan.buckets,
+                decoders=self.config.workers,
+            )
+
+    def egemaps(self, job: Job) -> None:
+        """Make the job's columns of `egemaps`."""
+        if job.missing(("egemaps",)):
+            with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
+                run_egemaps(self._work(job, ("egemaps",), tick), workers=self.config.workers)
+
+    def _bar(self, title: str, job: Job, kinds: Sequence[ViewKind]) -> Any:
+        seconds = float(job.frames[job.members(kinds)].sum()) * FRAME_PERIOD_S
+        return progress_bar(
+            title,
+            seconds,
+            unit="h",
+            scale=3600,
+            rate=lambda speed: f"{speed:,.0f}x real time",
+            show=self.progress,
+        )
+
+
+def _finish(plan: IngestPlan) -> tuple[dict[str, float], list[Skipped]]:
+    """Write the utterance tables; seconds of audio by utterance added, and what was set aside."""
+    added: dict[str, float] = {}
+    aside: dict[tuple[str, str], list[ViewKind]] = {}
+    paths: dict[str, str] = {}
+    for job in plan.jobs:
+        paths.update(zip(job.rows["id"], job.rows["path"], strict=True))
+        for kind, (part, missing) in job.parts.items():
+            for index, record in part.committed().items():
+                if index in missing:
+                    added.update({u["id"]: u["duration_s"] for u in record["utterances"]})
+                for one in record["set_aside"]:
+                    aside.setdefault((one["id"], one["reason"]), []).append(kind)
+            finish_part(part, job.rows, job.plan)
+    skipped = [
+        Skipped(id, paths[id], tuple(kinds), reason) for (id, reason), kinds in aside.items()
+    ]
+    return added, skipped
+
+
+def _relabel(plan: IngestPlan, manifest: pd.DataFrame) -> int:
+    """Let speakers and labels of stored utterances follow the manifest; how many changed."""
+    changed: set[str] = set()
+    for view in read_views(plan.store):
+        if view.name in plan.views:
+            for part in view.parts():
+                if part.complete:
+                    changed |= relabel_part(part, manifest)
+    return len(changed)

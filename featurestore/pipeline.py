@@ -1,0 +1,360 @@
+"""Columns of a plan through decoding, the device and the writer, all at the same time.
+
+Threads decode a few batches ahead, one batch is on the device while the last one is taken apart,
+and a writer thread puts the previous column on disk. Every queue is bounded, so memory does not
+grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featurestore import egemaps
+from featurestore.audio import read_clip
+from featurestore.batching import Batch, Bucket, batches
+from featurestore.errors import AudioError
+from featurestore.extract import Extracted, Request, collect, dispatch
+from featurestore.frontend import FrontEnd, frame_count
+from featurestore.store.plan import Column
+from featurestore.store.writer import PartWriter, SetAside, Utterance
+from featurestore.survey import samples_for, segment
+
+_BATCHES_AHEAD = 3  # decoded before the device asks for them
+
+
+class Clock:
+    """Busy seconds per stage, summed over the threads that work on it."""
+
+    def __init__(self) -> None:
+        """All stages start at zero."""
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds for a stage."""
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time of a `with` block."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Columns to make.
+
+    Attributes:
+        columns: those still missing, in order.
+        rows: manifest rows that `Column.members` index.
+        frames: frames of each row.
+        writers: the column's arrays in each view, with the columns each one still misses.
+        versions: of the libraries, for the ledger.
+        clock: where time goes.
+        tick: called with the seconds of audio done.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[dict[str, Any]]
+    frames: np.ndarray
+    writers: Sequence[tuple[PartWriter, frozenset[int]]]
+    versions: Mapping[str, str]
+    clock: Clock
+    tick: Callable[[float], None]
+
+
+@dataclass
+class _OpenColumn:
+    """A column that is being filled."""
+
+    column: Column
+    column_start: int
+    writers: Sequence[PartWriter]
+    buffers: list[dict[str, np.ndarray]] = field(default_factory=list)
+    utterances: list[Utterance] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+    cursor: int = 0
+
+    def allocate(self) -> None:
+        if not self.buffers:
+            self.buffers = [writer.buffers(self.column) for writer in self.writers]
+
+    def append(
+        self,
+        id: str,
+        values: Mapping[str, np.ndarray],
+        pooled: Mapping[str, np.ndarray],
+        *,
+        frames: int,
+        duration_s: float,
+        sha256: str,
+    ) -> None:
+        """Put one utterance behind the last one; what could not be read leaves no gap."""
+        slot = len(self.utterances)
+        for buffers in self.buffers:
+            for path, buffer in buffers.items():
+                group, _, name = path.partition("/")
+                if group == "frames":
+                    buffer[..., self.cursor : self.cursor + frames, :] = values[name]
+                elif group == "pooled":
+                    buffer[:, slot] = pooled[name]
+                else:
+                    buffer[slot] = pooled[group]
+        self.utterances.append(
+            Utterance(
+                id=id,
+                slot=self.column.slot_start + slot,
+                frame_start=self.column_start + self.cursor,
+                frame_count=frames,
+                duration_s=duration_s,
+                audio_sha256=sha256,
+            )
+        )
+        self.cursor += frames
+
+
+class _ColumnWriter:
+    """One thread that writes columns, at most one waiting: two columns in memory, never more."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pending: Future[None] | None = None
+
+    def submit(self, column: _OpenColumn) -> None:
+        self.wait()
+        self._pending = self._pool.submit(self._write, column)
+
+    def wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, column: _OpenColumn) -> None:
+        column.allocate()
+        with self._work.clock("write"):
+            for writer, buffers in zip(column.writers, column.buffers, strict=True):
+                writer.write(
+                    column.column,
+                    buffers,
+                    utterances=column.utterances,
+                    set_aside=column.set_aside,
+                    versions=self._work.versions,
+                )
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def _open(work: Work, column: Column) -> _OpenColumn:
+    writers = [writer for writer, missing in work.writers if column.index in missing]
+    return _OpenColumn(column, column.index * writers[0].plan.column_frames, writers)
+
+
+@contextmanager
+def _column_writer(work: Work) -> Iterator[_ColumnWriter]:
+    writer = _ColumnWriter(work)
+    try:
+        yield writer
+        writer.wait()
+    finally:
+        writer.close()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    prepared: np.ndarray
+    duration_s: float
+    sha256: str
+
+
+def _decode(
+    row: Mapping[str, Any], frames: int, front_end: FrontEnd, clock: Clock
+) -> _Decoded | str:
+    path, start, end = segment(row)
+    try:
+        with clock("decode"):
+            clip = read_clip(path, start=start, end=end)
+            samples = samples_for(clip, front_end)
+            prepared = front_end.prepare(samples)
+    except AudioError as error:
+        return str(error)
+    if frame_count(front_end.decimated_length(len(samples))) != frames:
+        return f"the file changed since the store was begun: {path}"
+    return _Decoded(prepared, len(clip.samples) / clip.rate, clip.sha256)
+
+
+@dataclass
+class _Step:
+    """A batch on its way; `last` closes its column."""
+
+    column: _OpenColumn
+    batch: Batch
+    members: list[int]
+    decoding: list[Future[_Decoded | str]]
+    last: bool
+    decoded: list[_Decoded] = field(default_factory=list)
+    device: Any = None
+
+
+def _steps(
+    work: Work, buckets: Sequence[Bucket], front_end: FrontEnd, pool: ThreadPoolExecutor
+) -> Iterator[_Step]:
+    """Batches of all columns in order, each with its decoding already begun."""
+    for column in work.columns:
+        opened = _open(work, column)
+        planned = batches(work.frames[list(column.members)], buckets)
+        for position, batch in enumerate(planned):
+            members = [column.members[i] for i in batch.members]
+            decoding = [
+                pool.submit(_decode, work.rows[i], int(work.frames[i]), front_end, work.clock)
+                for i in members
+            ]
+            yield _Step(opened, batch, members, decoding, last=position == len(planned) - 1)
+
+
+def _ahead(steps: Iterator[_Step], count: int) -> Iterator[_Step]:
+    waiting: deque[_Step] = deque()
+    for step in steps:
+        waiting.append(step)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def run_network(
+    work: Work,
+    *,
+    variables: Any,
+    request: Request,
+    front_end: FrontEnd,
+    buckets: Sequence[Bucket],
+    decoders: int,
+) -> None:
+    """Fill and write the columns of the views that the device makes (`gcu` and `mfcc`).
+
+    Args:
+        work: what to make and where to put it.
+        variables: the encoder's parameters.
+        request: what to bring back from the device.
+        front_end: how samples become MFCC.
+        buckets: shapes to run.
+        decoders: threads that decode.
+    """
+    compiled: set[Bucket] = set()
+    on_device: _Step | None = None
+    with (
+        _column_writer(work) as writer,
+        ThreadPoolExecutor(decoders, thread_name_prefix="decoder") as pool,
+    ):
+        for step in _ahead(_steps(work, buckets, front_end, pool), _BATCHES_AHEAD):
+            _gather(step, work)
+            stage = "network" if step.batch.bucket in compiled else "compile"
+            with work.clock(stage):
+                step.device = _dispatch(step, work, variables, request)
+            compiled.add(step.batch.bucket)
+            if on_device is not None:
+                _take_apart(on_device, work, writer)
+            on_device = step
+        if on_device is not None:
+            _take_apart(on_device, work, writer)
+
+
+def _gather(step: _Step, work: Work) -> None:
+    """Wait for the decoders; set aside what could not be read."""
+    kept = []
+    for member, future in zip(step.members, step.decoding, strict=True):
+        result = future.result()
+        if isinstance(result, str):
+            step.column.set_aside.append(SetAside(work.rows[member]["id"], result))
+        else:
+            kept.append(member)
+            step.decoded.append(result)
+    step.members = kept
+    step.decoding = []
+
+
+def _dispatch(step: _Step, work: Work, variables: Any, request: Request) -> Any:
+    return dispatch(
+        variables,
+        request,
+        bucket=step.batch.bucket,
+        prepared=[one.prepared for one in step.decoded],
+        n_frames=work.frames[step.members],
+    )
+
+
+def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
+    """Copy a finished batch into its column, and hand the column on if it was the last one."""
+    with work.clock("network"):
+        results: list[Extracted] = collect(step.device, n_frames=work.frames[step.members])
+    step.device = None
+    step.column.allocate()
+    with work.clock("copy"):
+        for member, decoded, result in zip(step.members, step.decoded, results, strict=True):
+            step.column.append(
+                work.rows[member]["id"],
+                result.frames,
+                result.pooled,
+                frames=int(work.frames[member]),
+                duration_s=decoded.duration_s,
+                sha256=decoded.sha256,
+            )
+    work.tick(math.fsum(one.duration_s for one in step.decoded))
+    if step.last:
+        writer.submit(step.column)
+
+
+def run_egemaps(work: Work, *, workers: int) -> None:
+    """Fill and write the columns of the `egemaps` view.
+
+    Args:
+        work: what to make and where to put it.
+        workers: processes.
+    """
+    segments = [segment(work.rows[i]) for column in work.columns for i in column.members]
+    results = egemaps.functionals_of_many(segments, workers=workers)
+    with _column_writer(work) as writer:
+        for column in work.columns:
+            opened = _open(work, column)
+            opened.allocate()
+            for member in column.members:
+                row = work.rows[member]
+                with work.clock("eGeMAPS"):
+                    result = next(results)
+                if isinstance(result, str):
+                    opened.set_aside.append(SetAside(row["id"], result))
+                    continue
+                values, duration, sha256 = result
+                opened.append(
+                    row["id"],
+                    {},
+                    {"features": values},
+                    frames=0,
+                    duration_s=duration,
+                    sha256=sha256,
+                )
+                work.tick(duration)
+            writer.submit(opened)
+
+
+def rows_of(manifest: pd.DataFrame) -> list[dict[str, Any]]:
+    """What decoding needs of each manifest row."""
+    wanted = [name for name in ("id", "path", "start", "end") if name in manifest]
+    return manifest[wanted].to_dict("records")

@@ -1,0 +1,391 @@
+"""What an ingest will do, worked out before it does anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from featurestore import egemaps
+from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, padding_waste
+from featurestore.corpus import read_manifest, validate_manifest
+from featurestore.errors import FeatureStoreError, StoreError
+from featurestore.frontend import FrontEnd, front_end
+from featurestore.progress import progress_bar
+from featurestore.store.ledger import Part, View, check_store
+from featurestore.store.plan import Column, PartPlan, plan_part
+from featurestore.store.schema import ViewConfig, stored_bytes
+from featurestore.survey import Measured, survey
+from featurestore.types import CAPTURES, FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
+
+if TYPE_CHECKING:
+    from featurestore.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """How features are made and kept.
+
+    Attributes:
+        views: which views to make.
+        captures: capture points of the network.
+        frames: whether to keep every frame, besides pooled statistics.
+        dtype: of the frames kept.
+        batching: how batches are shaped.
+        column_frames: frames per unit of work and shard, or None for what suits the corpus.
+        workers: decoding threads and openSMILE processes.
+    """
+
+    views: tuple[ViewKind, ...] = VIEW_KINDS
+    captures: tuple[Capture, ...] = ("gate",)
+    frames: bool = True
+    dtype: FrameDtype = "float16"
+    batching: BatchPolicy = field(default_factory=BatchPolicy)
+    column_frames: int | None = None
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def __post_init__(self) -> None:
+        """Refuse what no view or network has.
+
+        Raises:
+            FeatureStoreError: an unknown view, capture or type.
+        """
+        _refuse_unknown("view", self.views, VIEW_KINDS)
+        _refuse_unknown("capture", self.captures, CAPTURES)
+        _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))
+
+
+def _refuse_unknown(what: str, given: Sequence[str], accepted: Sequence[str]) -> None:
+    if not given:
+        raise FeatureStoreError(f"no {what} asked for; accepted: {', '.join(accepted)}")
+    for name in given:
+        if name not in accepted:
+            raise FeatureStoreError(f"unknown {what} '{name}'; accepted: {', '.join(accepted)}")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An utterance that could not be read, in which views, and why."""
+
+    id: str
+    path: str
+    views: tuple[str, ...]
+    reason: str
+
+
+NEURAL_VIEWS: tuple[ViewKind, ...] = ("gcu", "mfcc")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part, the same in every view that misses it, and the columns that each still misses.
+
+    Attributes:
+        plan: which row goes where.
+        rows: manifest rows that the plan's members index.
+        frames: MFCC frames of each row.
+        parts: by view, the part's place and the columns missing there.
+    """
+
+    plan: PartPlan
+    rows: pd.DataFrame
+    frames: np.ndarray
+    parts: dict[ViewKind, tuple[Part, frozenset[int]]]
+
+    def missing(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> frozenset[int]:
+        """Columns that at least one of these views misses."""
+        found = (columns for kind, (_, columns) in self.parts.items() if kind in kinds)
+        return frozenset[int]().union(*found)
+
+    def columns(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> list[Column]:
+        """The same as columns, in order."""
+        missing = self.missing(kinds)
+        return [column for column in self.plan.columns if column.index in missing]
+
+    def members(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> np.ndarray:
+        """Rows in those columns."""
+        return np.array([i for column in self.columns(kinds) for i in column.members], int)
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """What an ingest will do, known before it does anything.
+
+    Attributes:
+        store: where the features go.
+        views: names of the views.
+        corpus_utterances: rows of the manifest.
+        utterances: of which some view still misses this many.
+        hours: of audio in those, to a frame per utterance.
+        frames: MFCC frames in those.
+        columns: units of work.
+        bytes_to_write: about how much disk they take.
+        padding_waste: share of computed frames that are padding, 0 to 1.
+        compilations: shapes that the network is compiled for.
+        skipped: what cannot be read, as far as headers tell.
+    """
+
+    store: Path
+    views: tuple[str, ...]
+    corpus_utterances: int
+    utterances: int
+    hours: float
+    frames: int
+    columns: int
+    bytes_to_write: int
+    padding_waste: float
+    compilations: int
+    skipped: tuple[Skipped, ...]
+    jobs: tuple[Job, ...] = field(repr=False)
+    buckets: tuple[Bucket, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        public = {k: v for k, v in vars(self).items() if k not in ("jobs", "buckets")}
+        return {
+            **public,
+            "store": str(self.store),
+            "skipped": [vars(one) for one in self.skipped],
+        }
+
+
+def view_configs(
+    config: IngestConfig, encoder: Encoder | None, end: FrontEnd
+) -> dict[ViewKind, ViewConfig]:
+    """The extractor configuration of each view asked for.
+
+    Raises:
+        FeatureStoreError: a view that needs weights or openSMILE, without them.
+    """
+    made: dict[ViewKind, ViewConfig] = {}
+    if "gcu" in config.views:
+        if encoder is None:
+            raise FeatureStoreError(
+                "view 'gcu' needs weights: a TensorFlow checkpoint, a .safetensors file or "
+                "random:SEED (on the command line --weights, in Python encoder=)"
+            )
+        made["gcu"] = ViewConfig(
+            "gcu",
+            front_end=end.name,
+            weights=encoder.fingerprint,
+            weights_source=encoder.name,
+            captures=config.captures,
+            layer_names=encoder.layer_names,
+            frames=config.frames,
+            dtype=config.dtype,
+        )
+    if "mfcc" in config.views:
+        made["mfcc"] = ViewConfig(
+            "mfcc", front_end=end.name, captures=("mfcc",), frames=config.frames, dtype="float32"
+        )
+    if "egemaps" in config.views:
+        made["egemaps"] = ViewConfig("egemaps", dtype="float32", features=egemaps.feature_names())
+    return made
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a view has already: utterances that are whole, and parts that were begun."""
+
+    ids: frozenset[str]
+    begun: tuple[tuple[Part, PartPlan, pd.DataFrame, np.ndarray], ...]
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Utterances that need no new plan."""
+        return self.ids.union(*(rows["id"] for _, _, rows, _ in self.begun))
+
+
+def _held(view: View) -> _Held:
+    ids: set[str] = set()
+    begun = []
+    for part in view.parts():
+        if part.complete:
+            records = part.committed().values()
+            ids.update(row["id"] for record in records for row in record["utterances"])
+        else:
+            begun.append((part, *part.planned()))
+    return _Held(frozenset(ids), tuple(begun))
+
+
+def plan_ingest(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    encoder: Encoder | None = None,
+    config: IngestConfig | None = None,
+    variant: str | None = None,
+    progress: bool | None = None,
+) -> IngestPlan:
+    """What `ingest` would do; writes nothing.
+
+    Args:
+        manifest: a table as from `read_corpus`, or the path of one.
+        store: folder of the store, new or not.
+        encoder: the network, if view `gcu` is wanted.
+        config: how features are made.
+        variant: MFCC variant instead of the encoder's own.
+        progress: whether to show a bar; None shows one on a terminal.
+
+    Raises:
+        ManifestError: a bad manifest, naming row and column.
+        StoreError: a folder that is not a store, or too little room on the disk.
+        FeatureStoreError: a view that needs weights or openSMILE, without them.
+    """
+    config = config or IngestConfig()
+    table = load_table(manifest)
+    root = Path(store)
+    end = chosen_front_end(encoder, variant)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        check_store(root)
+    views = {
+        kind: View(root / "views" / made.name, made)
+        for kind, made in view_configs(config, encoder, end).items()
+    }
+    held = {kind: _held(view) for kind, view in views.items()}
+    known = frozenset.intersection(*(one.taken for one in held.values()))
+    unknown = table[~table["id"].isin(known)]
+    neural = {"gcu", "mfcc"} & set(views)
+    with progress_bar("Reading headers", len(unknown), unit="files", show=progress) as tick:
+        measured, problems = survey(unknown, end if neural else None, tick)
+    jobs = _jobs(views, held, table, measured, config)
+    skipped = _skipped(table, held, measured, problems)
+    plan = _describe(root, views, table, jobs, skipped, config)
+    _check_room(plan)
+    return plan
+
+
+def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+    """A validated manifest from a table or the path of one.
+
+    Raises:
+        ManifestError: a bad manifest, naming row and column.
+    """
+    if isinstance(manifest, pd.DataFrame):
+        return validate_manifest(manifest)
+    return read_manifest(manifest)
+
+
+def chosen_front_end(encoder: Encoder | None, variant: str | None) -> FrontEnd:
+    """The front end asked for, else the encoder's, else the one of the published weights."""
+    if variant is None and encoder is not None:
+        return encoder.front_end
+    return front_end(variant or "librosa-0.5")
+
+
+def _jobs(
+    views: dict[ViewKind, View],
+    held: dict[ViewKind, _Held],
+    table: pd.DataFrame,
+    measured: dict[str, Measured],
+    config: IngestConfig,
+) -> list[Job]:
+    """Parts to complete, then one part for what no part has yet; views that agree share them."""
+    jobs: dict[str, Job] = {}
+
+    def add(
+        kind: ViewKind, part: Part, plan: PartPlan, rows: pd.DataFrame, frames: np.ndarray
+    ) -> None:
+        todo = frozenset(column.index for column in plan.columns) - frozenset(part.committed())
+        job = jobs.setdefault(part.name, Job(plan, rows, frames, {}))
+        job.parts[kind] = (part, todo)
+
+    for kind, has in held.items():
+        for part, plan, rows, frames in has.begun:
+            add(kind, part, plan, _refreshed(rows, table), frames)
+        taken = has.taken
+        wanted = [
+            id in measured and id not in taken and (kind == "egemaps" or not measured[id].refusal)
+            for id in table["id"]
+        ]
+        rows = table[wanted].reset_index(drop=True)
+        if len(rows):
+            frames = np.array([measured[id].frames for id in rows["id"]], int)
+            plan = plan_part(list(rows["id"]), frames, frames=config.column_frames)
+            add(kind, views[kind].part(plan.name), plan, rows, frames)
+    return list(jobs.values())
+
+
+def _refreshed(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Planned rows with what the manifest says now, such as the new place of moved files."""
+    current = table[table["id"].isin(rows["id"])]
+    gone = rows[~rows["id"].isin(current["id"])]
+    both = pd.concat([current, gone], ignore_index=True) if len(gone) else current
+    return both.set_index("id").loc[rows["id"]].reset_index()
+
+
+def _skipped(
+    table: pd.DataFrame,
+    held: dict[ViewKind, _Held],
+    measured: dict[str, Measured],
+    problems: dict[str, str],
+) -> tuple[Skipped, ...]:
+    found = []
+    for id, path in zip(table["id"], table["path"], strict=True):
+        missing = tuple(kind for kind in held if id not in held[kind].taken)
+        if id in problems:
+            found.append(Skipped(id, path, missing, problems[id]))
+        elif id in measured and measured[id].refusal:
+            neural = tuple(kind for kind in missing if kind != "egemaps")
+            found.append(Skipped(id, path, neural, measured[id].refusal))
+    return tuple(one for one in found if one.views)
+
+
+def _describe(
+    root: Path,
+    views: dict[ViewKind, View],
+    table: pd.DataFrame,
+    jobs: Sequence[Job],
+    skipped: tuple[Skipped, ...],
+    config: IngestConfig,
+) -> IngestPlan:
+    todo: dict[str, int] = {}
+    size = columns = 0
+    for job in jobs:
+        members = job.members()
+        todo.update(zip(job.rows["id"].iloc[members], job.frames[members].tolist(), strict=True))
+        columns += len(job.missing())
+        for kind, (part, _) in job.parts.items():
+            frames = job.frames[job.members((kind,))]
+            size += stored_bytes(part.view.config, utterances=len(frames), frames=int(frames.sum()))
+    per_column = [
+        job.frames[list(column.members)] for job in jobs for column in job.columns(NEURAL_VIEWS)
+    ]
+    every = np.concatenate(per_column) if per_column else np.array([], int)
+    buckets = choose_buckets(every, config.batching)
+    batched = [batch for frames in per_column for batch in batches(frames, buckets)]
+    return IngestPlan(
+        store=root,
+        views=tuple(view.name for view in views.values()),
+        corpus_utterances=len(table),
+        utterances=len(todo),
+        hours=sum(todo.values()) * FRAME_PERIOD_S / 3600,
+        frames=sum(todo.values()),
+        columns=columns,
+        bytes_to_write=size,
+        padding_waste=padding_waste(every, batched),
+        compilations=len(buckets),
+        skipped=skipped,
+        jobs=tuple(jobs),
+        buckets=buckets,
+    )
+
+
+def _check_room(plan: IngestPlan) -> None:
+    """Refuse to start what cannot fit on the disk."""
+    folder = plan.store.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if plan.bytes_to_write > free:
+        raise StoreError(
+            f"the store needs about {plan.bytes_to_write / 1e9:.2f} GB, {folder} has "
+            f"{free / 1e9:.2f} GB free; leave out the frames (frames=False, --no-frames) or "
+            "give another folder"
+        )

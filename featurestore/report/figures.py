@@ -1,0 +1,287 @@
+"""Heat maps of correlations, layers by units, and an overview of speakers by layers.
+
+Figures are drawn without pyplot, so that nothing global is touched and no display is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from featurestore.analysis.correlation import chance_abs_r
+from featurestore.errors import AnalysisError
+from featurestore.report.files import replacing
+
+DPI = 150
+ALL = "all"  # group name of correlations over all utterances
+
+DIVERGING = "RdBu_r"  # red and blue stay apart under every common colour blindness
+SEQUENTIAL = "cividis"
+UNDEFINED = "0.72"  # grey
+ACCENT = "0.25"
+
+_FIRST = ("valence", "arousal")  # top to bottom, as in the paper
+
+
+def group_dim(data: xr.Dataset) -> str | None:
+    """Name of the dimension of groups, such as "speaker"; None for correlations over all."""
+    extra = [str(dim) for dim in data["r"].dims if dim not in ("layer", "unit")]
+    return extra[0] if extra else None
+
+
+def in_paper_order(targets: Sequence[str]) -> list[str]:
+    """Valence, then arousal, then the rest as given."""
+    return [t for t in _FIRST if t in targets] + [t for t in targets if t not in _FIRST]
+
+
+def heatmap(
+    correlations: Mapping[str, xr.Dataset],
+    path: str | os.PathLike[str],
+    *,
+    group: str | None = None,
+    title: str | None = None,
+    note: str | None = None,
+) -> None:
+    """Draw r of every unit, one panel per target, with the mean |r| of each layer beside it.
+
+    Colours are centred at 0 and share one symmetric scale; what is undefined is grey. The dotted
+    line in the side panel is the mean |r| that unrelated values would show with as many utterances.
+
+    Args:
+        correlations: what `correlate` returned, per target: over (layer, unit), or with a dimension
+            of groups in front.
+        path: PNG file to write.
+        group: which speaker (or other group) to draw; None where there are none.
+        title: first line; names the group by default.
+        note: a caveat printed below, such as that the weights are untrained.
+
+    Raises:
+        AnalysisError: no correlations, not over layers and units, or no such group.
+    """
+    panels = {t: _one(correlations[t], group) for t in in_paper_order(list(correlations))}
+    if not panels:
+        raise AnalysisError("No correlations to draw; give at least one target.")
+    limit = _limit([panel["r"].values for panel in panels.values()])
+    figure = Figure(figsize=(11.5, 1.1 + 3.15 * len(panels)), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(len(panels), 2, width_ratios=(6.2, 1))
+    images, maps, strongest = [], [], []
+    for row, (target, panel) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[row, 0])
+        images.append(_map_panel(axes, panel, target, limit, last=row == len(panels) - 1))
+        maps.append(axes)
+        side = figure.add_subplot(grid[row, 1])
+        strongest.append(_layer_panel(side, panel, first=row == 0, last=row == len(panels) - 1))
+        side.sharey(axes)
+    for _, side in strongest:
+        side.set_xlim(0, 1.12 * max(value for value, _ in strongest))
+    bar = figure.colorbar(images[0], ax=figure.axes, shrink=0.7, pad=0.012, aspect=28)
+    bar.set_label("Pearson r")
+    bar.outline.set_visible(False)
+    figure.suptitle(_plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
+    undefined = any(bool(np.isnan(panel["r"].values).any()) for panel in panels.values())
+    _footer(figure, note, undefined)
+    _save(figure, path)
+
+
+def overview(
+    correlations: Mapping[str, xr.Dataset],
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    note: str | None = None,
+) -> None:
+    """Draw the mean |r| of each layer for every speaker, one panel per target.
+
+    Args:
+        correlations: what `correlate` returned with `by`, per target.
+        path: PNG file to write.
+        title: first line.
+        note: a caveat printed below.
+
+    Raises:
+        AnalysisError: no correlations, or not over groups, layers and units.
+    """
+    panels = {t: correlations[t] for t in in_paper_order(list(correlations))}
+    by = group_dim(next(iter(panels.values()))) if panels else None
+    if by is None:
+        raise AnalysisError(
+            "An overview compares groups; give correlations per speaker (by='speaker')."
+        )
+    strengths = {target: _strength(_checked(panel)) for target, panel in panels.items()}
+    rows = max(len(values) for values in strengths.values())
+    height = min(24.0, 1.9 + 0.23 * max(rows, 4))
+    figure = Figure(figsize=(1.6 + 4.6 * len(panels), height), dpi=DPI, layout="constrained")
+    top = max([0.05, *(float(v) for s in strengths.values() for v in s.flat if v == v)])
+    image: Any = None
+    for column, (target, panel) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        image = axes.imshow(
+            np.ma.masked_invalid(strengths[target]),
+            cmap=_colours(SEQUENTIAL),
+            vmin=0,
+            vmax=top,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axes.set_title(_plain(target.capitalize()), loc="left", fontweight="bold")
+        _layer_ticks(axes, panel)
+        _group_ticks(axes, panel, by, shown=height)
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, pad=0.015, aspect=30)
+    bar.set_label("mean |r| over the layer's units")
+    bar.outline.set_visible(False)
+    figure.suptitle(_plain(title or f"Strength of correlation per {by} and layer"), fontsize=13)
+    undefined = any(bool(np.isnan(values).any()) for values in strengths.values())
+    hint = "Fewer utterances (n) give larger |r| by chance: compare rows of like n."
+    _footer(figure, f"{note}\n{hint}" if note else hint, undefined)
+    _save(figure, path)
+
+
+def _checked(data: xr.Dataset) -> xr.Dataset:
+    if not {"layer", "unit"} <= set(data["r"].dims):
+        raise AnalysisError(
+            f"A heat map is drawn over layers and units, these correlations are over "
+            f"{tuple(data['r'].dims)}; use a 'gcu' view."
+        )
+    return data.transpose(..., "layer", "unit")
+
+
+def _one(data: xr.Dataset, group: str | None) -> xr.Dataset:
+    """The (layer, unit) correlations of one group."""
+    data, by = _checked(data), group_dim(data)
+    if by is None:
+        return data
+    names = [str(value) for value in data[by].values]
+    if group is None or str(group) not in names:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise AnalysisError(f"No {by} {group!r} in these correlations; choose one of: {shown}.")
+    return data.isel({by: names.index(str(group))})
+
+
+def _limit(values: Sequence[NDArray[Any]]) -> float:
+    """Largest |r|, rounded up to 0.05 so that the colour bar ends at a readable number."""
+    largest = max((float(np.abs(v[~np.isnan(v)]).max(initial=0)) for v in values), default=0.0)
+    return min(1.0, math.ceil(largest * 20) / 20) or 1.0
+
+
+def _strength(data: xr.Dataset) -> NDArray[np.float64]:
+    """Mean |r| over units, NaN for a layer without any that is defined."""
+    r = np.abs(data["r"].values)
+    known = ~np.isnan(r)
+    total = np.where(known, r, 0).sum(axis=-1)
+    count = known.sum(axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last: bool) -> Any:
+    r = panel["r"].values
+    image = axes.imshow(
+        np.ma.masked_invalid(r),
+        cmap=_colours(DIVERGING),
+        vmin=-limit,
+        vmax=limit,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    names = _layer_names(panel)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.tick_params(length=2)
+    for layer in range(1, len(names)):
+        if names[layer].rsplit("_", 1)[0] != names[layer - 1].rsplit("_", 1)[0]:
+            axes.axhline(layer - 0.5, color=ACCENT, linewidth=0.6)
+    units = r.shape[1]
+    axes.set_xticks(range(0, units, max(1, units // 8)))
+    if last:
+        axes.set_xlabel("unit")
+    axes.set_ylabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
+    n = int(panel["n"].values.max(initial=0))
+    axes.set_title(_plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
+    return image
+
+
+def _layer_panel(axes: Axes, panel: xr.Dataset, *, first: bool, last: bool) -> tuple[float, Axes]:
+    """Bars of mean |r| per layer; returns the largest value shown."""
+    strength = _strength(panel)
+    axes.barh(range(len(strength)), np.nan_to_num(strength), height=0.72, color="#4c6a8a")
+    chance = chance_abs_r(int(panel["n"].values.max(initial=0)))
+    if not math.isnan(chance):
+        axes.axvline(chance, color=ACCENT, linestyle=":", linewidth=1.2, label="by chance")
+        if first:
+            axes.legend(loc="lower right", bbox_to_anchor=(1.06, 0.99), frameon=False, fontsize=7.5)
+    axes.tick_params(labelleft=False, left=False, labelsize=8, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if last:
+        axes.set_xlabel("mean |r| of the layer")
+    shown = [0.02, *(float(v) for v in strength if v == v)]
+    return max(*shown, 0.0 if math.isnan(chance) else chance), axes
+
+
+def _layer_names(data: xr.Dataset) -> list[str]:
+    if "layer_name" in data.coords:
+        return [_plain(str(name)) for name in data["layer_name"].values]
+    return [str(layer) for layer in range(data.sizes["layer"])]
+
+
+def _layer_ticks(axes: Axes, panel: xr.Dataset) -> None:
+    names = _layer_names(panel)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.tick_params(length=2)
+    axes.set_xlabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
+
+
+def _group_ticks(axes: Axes, panel: xr.Dataset, by: str, *, shown: float) -> None:
+    """Names of groups with their n; every second or so where they would not fit the height."""
+    counts = panel["n"].transpose(by, "layer", "unit").values
+    labels = [
+        _plain(f"{str(name)[:24]}  (n = {int(n.max(initial=0)):,})")
+        for name, n in zip(panel[by].values, counts, strict=True)
+    ]
+    step = max(1, math.ceil(len(labels) / (shown / 0.14)))
+    axes.set_yticks(range(0, len(labels), step), labels[::step], fontsize=7)
+
+
+def _title(panel: xr.Dataset, group: str | None) -> str:
+    parts = [str(panel.attrs.get(key, "")) for key in ("statistic", "capture", "view")]
+    what = f"{parts[0]} of {parts[1]}, {parts[2]}" if all(parts) else "pooled activations"
+    by = str(panel.attrs.get("by", ALL))
+    who = "All utterances" if group is None or by == ALL else f"{by.capitalize()} {group}"
+    return f"{who}: correlation of units with emotion ({what})"
+
+
+def _colours(name: str) -> Any:
+    return matplotlib.colormaps[name].with_extremes(bad=UNDEFINED)
+
+
+def _footer(figure: Figure, note: str | None, undefined: bool) -> None:
+    if undefined:
+        figure.legend(
+            handles=[Patch(color=UNDEFINED, label="undefined: constant values or n < 2")],
+            loc="outside lower right",
+            frameon=False,
+            fontsize=8,
+        )
+    if note:
+        figure.supxlabel(_plain(note), fontsize=8, x=0.01, ha="left", color="0.3")
+
+
+def _plain(text: str) -> str:
+    """Text as it is: a dollar sign in a speaker's name does not start a formula."""
+    return text.replace("$", r"\$")
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Names in scripts that the font lacks are drawn as boxes; files and tables keep them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")

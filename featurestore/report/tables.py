@@ -1,0 +1,139 @@
+"""Regression results as Markdown and CSV."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from featurestore.analysis.regression import summarise
+from featurestore.errors import AnalysisError
+from featurestore.report.files import replacing
+
+_STATISTICS = {
+    "MSE mean": "mse_mean",
+    "MSE variance": "mse_variance",
+    "MSE standard deviation": "mse_std",
+    "CCC": "ccc_mean",
+    "R2": "r2_mean",
+}
+
+
+def wide_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per feature set: Features, then for every target MSE mean, variance, ..., R2.
+
+    Args:
+        results: what `evaluate` returned for one table.
+    """
+    summary = summarise(results)
+    rows: dict[str, dict[str, Any]] = {}
+    for record in summary.to_dict("records"):
+        row = rows.setdefault(str(record["feature_set"]), {"Features": record["feature_set"]})
+        for heading, column in _STATISTICS.items():
+            row[f"{record['target']} {heading}"] = record[column]
+    return pd.DataFrame(list(rows.values()))
+
+
+def caption(results: pd.DataFrame) -> str:
+    """What the numbers of a table are: utterances, speakers, folds, selection, moments."""
+    sentences = [f"Table {results['table'].iloc[0]}."]
+    for target, rows in results.groupby("target", sort=False):
+        folds = rows.drop_duplicates("fold")
+        count = len(folds)
+        sentences.append(
+            f"{str(target).capitalize()}: {int(folds['n_test'].sum()):,} utterances, "
+            f"{count} speakers, {count} folds."
+        )
+    sentences += [
+        "Linear regression, leaving one speaker out; selection and scaling are fitted inside each "
+        "training fold.",
+        "MSE in squared units of the label; variance and standard deviation over folds with "
+        "ddof = 1.",
+        "CCC (Lin 1989) and R2 (against the held-out speaker's own mean) are means over folds.",
+    ]
+    return " ".join(sentences)
+
+
+def markdown_table(results: pd.DataFrame, *, notes: Sequence[str] = ()) -> str:
+    """A table as Markdown, with its caption and caveats.
+
+    Args:
+        results: what `evaluate` returned for one table.
+        notes: caveats to print below, such as that the weights are untrained.
+    """
+    wide = wide_table(results)
+    lines = [
+        "| " + " | ".join(_cell(name) for name in wide.columns) + " |",
+        "| :-- |" + " --: |" * (wide.shape[1] - 1),
+    ]
+    for row in wide.itertuples(index=False):
+        lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
+    lines += ["", caption(results)]
+    remarks = [*_undefined(results), *results.attrs.get("notes", []), *notes]
+    if remarks:
+        lines += ["", *(f"- {remark}" for remark in dict.fromkeys(remarks))]
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(
+    results: pd.DataFrame, out_dir: str | os.PathLike[str], *, notes: Sequence[str] = ()
+) -> list[Path]:
+    """Write `table<N>.md`, `table<N>.csv` and `table<N>-folds.csv` for each table in `results`.
+
+    Files are replaced whole: an interrupted run leaves no half of one.
+
+    Args:
+        results: what `evaluate` returned, or several such results concatenated.
+        out_dir: folder, made where it is missing.
+        notes: caveats to print below the Markdown table.
+
+    Returns:
+        The files written. The CSV files have all digits, and NaN where a value is undefined.
+
+    Raises:
+        AnalysisError: `results` is empty.
+    """
+    if results.empty:
+        raise AnalysisError("No results to write: the evaluation has no row.")
+    folder = Path(out_dir)
+    written = []
+    for number in results["table"].unique():
+        rows = results[results["table"] == number]
+        contents = {
+            f"table{number}.md": markdown_table(rows, notes=notes),
+            f"table{number}.csv": wide_table(rows).to_csv(index=False, na_rep="NaN"),
+            f"table{number}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
+        }
+        for name, text in contents.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+            written.append(folder / name)
+    return written
+
+
+def _undefined(results: pd.DataFrame) -> list[str]:
+    """A remark for every mean over fewer folds than there are."""
+    remarks = []
+    for record in summarise(results).to_dict("records"):
+        for name in ("ccc", "r2"):
+            if record[f"{name}_folds"] < record["folds"]:
+                remarks.append(
+                    f"{record['feature_set']}, {record['target']}: {name.upper()} is defined in "
+                    f"{record[f'{name}_folds']} of {record['folds']} folds."
+                )
+    return remarks
+
+
+def _cell(value: Any) -> str:
+    """Three decimals; four significant digits where those would say nothing or fill the page."""
+    if not isinstance(value, float):
+        return str(value).replace("|", r"\|").replace("\n", " ")
+    if math.isnan(value):
+        return "NaN"
+    if value != 0 and (abs(value) < 0.001 or abs(value) >= 10_000):
+        return f"{value:.3e}"
+    return f"{value:.3f}"

@@ -1,0 +1,119 @@
+"""Which utterance goes where, decided before any audio is decoded. Pure: no file is touched.
+
+Utterances are packed into columns of a fixed number of frames. A column is one shard per layer, the
+unit of work of one writer, and no utterance straddles two of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK_FRAMES = 4096  # frames in a chunk: 1 MiB of float16 for 128 units
+CHUNK_UTTERANCES = 128  # utterances in a chunk of pooled statistics: 0.94 MiB
+_COLUMN_FRAMES = 8 * CHUNK_FRAMES
+_COLUMN_FRAMES_LARGE = 32 * CHUNK_FRAMES
+_LARGE_CORPUS_FRAMES = 100 * 3600 * 1000 // 32  # 100 hours
+# Pooled statistics take 30 KB per utterance and capture; this keeps a column of one-word clips
+# in memory as small as its frames.
+MAX_UTTERANCES = 1024
+
+
+@dataclass(frozen=True)
+class Column:
+    """One unit of work.
+
+    Attributes:
+        index: position; the column's frames start at `index * column_frames`.
+        slot_start: first row of its utterances in the utterance table and the pooled arrays.
+        members: indices of its utterances in what was planned, shortest first.
+    """
+
+    index: int
+    slot_start: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """Where every utterance of a part goes.
+
+    Attributes:
+        name: derived from the contents, so that the same work has the same name.
+        column_frames: frames of a column, a multiple of `CHUNK_FRAMES`.
+        columns: units of work.
+    """
+
+    name: str
+    column_frames: int
+    columns: tuple[Column, ...]
+
+    @property
+    def slots(self) -> int:
+        """Rows of the utterance table; some at the end of each column stay empty."""
+        return sum(_round_up(len(column.members), CHUNK_UTTERANCES) for column in self.columns)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def lay_out(name: str, frames: int, members: Sequence[Sequence[int] | np.ndarray]) -> PartPlan:
+    """A part from the members of each column; every column's rows begin at a chunk's edge."""
+    columns, start = [], 0
+    for index, held in enumerate(members):
+        columns.append(Column(index, start, tuple(int(i) for i in held)))
+        start += _round_up(len(held), CHUNK_UTTERANCES)
+    return PartPlan(name, frames, tuple(columns))
+
+
+def column_frames(lengths: Sequence[int] | np.ndarray) -> int:
+    """Frames of a column for a corpus of these utterance lengths.
+
+    32,768 up to 100 hours and 131,072 beyond, never less than the longest utterance, and no more
+    than the corpus needs; always a whole number of chunks.
+    """
+    total, longest = int(np.sum(lengths)), int(np.max(lengths))
+    usual = _COLUMN_FRAMES if total <= _LARGE_CORPUS_FRAMES else _COLUMN_FRAMES_LARGE
+    return _round_up(max(min(usual, total), longest), CHUNK_FRAMES)
+
+
+def plan_part(
+    ids: Sequence[str], lengths: Sequence[int] | np.ndarray, *, frames: int | None = None
+) -> PartPlan:
+    """Pack utterances into columns.
+
+    Shortest first, so that the utterances of a column have similar lengths and share batches.
+
+    Args:
+        ids: utterance ids, unique.
+        lengths: frames of each.
+        frames: frames of a column instead of `column_frames(lengths)`; raised to hold the longest
+            utterance and to a whole number of chunks.
+
+    Raises:
+        ValueError: nothing to plan.
+    """
+    if not len(ids):
+        raise ValueError("no utterances to plan")
+    lengths = np.asarray(lengths)
+    capacity = column_frames(lengths)
+    if frames is not None:
+        capacity = _round_up(max(frames, int(lengths.max())), CHUNK_FRAMES)
+    order = sorted(range(len(ids)), key=lambda i: (lengths[i], ids[i]))
+    columns: list[list[int]] = [[]]
+    used = 0
+    for i in order:
+        full = used + lengths[i] > capacity or len(columns[-1]) == MAX_UTTERANCES
+        if columns[-1] and full:
+            columns.append([])
+            used = 0
+        columns[-1].append(i)
+        used += int(lengths[i])
+    digest = hashlib.sha256(str(capacity).encode())
+    for i in order:
+        digest.update(f"\0{ids[i]}\0{lengths[i]}".encode())
+    return lay_out(f"part-{digest.hexdigest()[:12]}", capacity, columns)

@@ -1,0 +1,367 @@
+"""Labelled, lazy access to a feature store. Opening reads metadata only."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+import zarr
+
+from featurestore.errors import StoreError
+from featurestore.store.ledger import Part, View, check_store, read_json, read_views
+from featurestore.store.schema import ViewConfig
+from featurestore.types import FRAME_PERIOD_S, STATISTICS
+
+# Utterances per dask block: 32 stored chunks, 30 MiB of one statistic of one capture.
+_BLOCK_UTTERANCES = 32 * 128
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """Utterances of one column of a part: contiguous rows and contiguous frames."""
+
+    slots: slice
+    frames: slice
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenPart:
+    part: Part
+    table: pd.DataFrame  # one row per utterance, in slot order
+    extents: tuple[_Extent, ...]
+
+    def array(self, path: str) -> zarr.Array:
+        return zarr.open_array(self.part.arrays / path, mode="r", zarr_format=3)
+
+
+def _open_part(part: Part) -> _OpenPart:
+    if not part.complete:
+        done = len(part.committed())
+        planned = read_json(part.ledger / "plan.json").get("columns", "?")
+        raise StoreError(
+            f"view {part.view.name} is incomplete: {done} of {planned} columns of {part.name} are "
+            "written. Run the same 'featurestore ingest' again to complete it"
+        )
+    group = zarr.open_group(part.arrays / "utterances", mode="r", zarr_format=3)
+    columns = {name: np.asarray(array[:]) for name, array in sorted(group.arrays())}
+    held = np.flatnonzero(columns["id"] != "")
+    table = pd.DataFrame({name: _plain(values[held]) for name, values in columns.items()})
+    extents = tuple(_extents(held, table)) if "frame_start" in table else ()
+    return _OpenPart(part, table.assign(slot=held), extents)
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype.kind in "if" else values.astype(object)
+
+
+def _extents(slots: np.ndarray, table: pd.DataFrame) -> list[_Extent]:
+    """Runs of utterances whose rows and frames follow each other without a gap."""
+    starts, counts = table["frame_start"].to_numpy(), table["frame_count"].to_numpy()
+    follows = (np.diff(slots) == 1) & (starts[1:] == starts[:-1] + counts[:-1])
+    edges = [0, *(np.flatnonzero(~follows) + 1), len(slots)]
+    return [
+        _Extent(
+            slice(int(slots[a]), int(slots[b - 1]) + 1),
+            slice(int(starts[a]), int(starts[b - 1] + counts[b - 1])),
+            counts[a:b],
+        )
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+class Store:
+    """A feature store opened for reading.
+
+    Attributes:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use `open_store`."""
+        self.path = path
+        self._views = {view.name: view for view in read_views(path)}
+        self._parts: dict[str, tuple[_OpenPart, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<featurestore {self.path}: {', '.join(self.views) or 'no views'}>"
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views."""
+        return sorted(self._views)
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of the views: `gcu`, `mfcc`, `egemaps`."""
+        return {view.config.kind for view in self._views.values()}
+
+    def config(self, view: str) -> ViewConfig:
+        """The extractor configuration of a view, by name or kind."""
+        return self._view(view).config
+
+    def _view(self, name: str) -> View:
+        if name in self._views:
+            return self._views[name]
+        found = [view for view in self._views.values() if view.config.kind == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(
+                f"{view.name} (weights {view.config.weights_source or 'none'}, captures "
+                f"{'+'.join(view.config.captures)})"
+                for view in found
+            )
+            raise StoreError(f"the store has several '{name}' views; name one of them: {names}")
+        raise StoreError(
+            f"the store has no view '{name}'; it has: {', '.join(self.views) or 'none yet'}"
+        )
+
+    def _open(self, view: str) -> tuple[View, tuple[_OpenPart, ...]]:
+        found = self._view(view)
+        if found.name not in self._parts:
+            parts = tuple(_open_part(part) for part in found.parts())
+            if not parts:
+                raise StoreError(f"view {found.name} holds no utterances yet; run ingest")
+            self._parts[found.name] = parts
+        return found, self._parts[found.name]
+
+    def utterances(self, view: str = "gcu") -> pd.DataFrame:
+        """The utterance table of a view: id, speaker, labels, duration_s, frame_count, and so on.
+
+        Args:
+            view: name or kind.
+
+        Raises:
+            StoreError: no such view, or an incomplete one.
+        """
+        _, parts = self._open(view)
+        return _table(parts)
+
+    def pooled(self, view: str = "gcu") -> xr.Dataset:
+        """Statistics over each utterance's frames.
+
+        Args:
+            view: name or kind, of a `gcu` or `mfcc` view.
+
+        Returns:
+            One lazy float32 variable per capture, (statistic, utterance, layer, unit) or, for MFCC,
+            (statistic, utterance, coefficient); statistics are mean, std (population), min, max.
+            Coordinates along utterance: id, speaker, duration_s and all labels.
+
+        Raises:
+            StoreError: no such view, an incomplete one, or one without pooled statistics.
+        """
+        found, parts = self._open(view)
+        if found.config.kind == "egemaps":
+            raise StoreError(f"view {found.name} has no pooled statistics; use features()")
+        variables = {
+            capture: (
+                ("statistic", "utterance", *_unit_dims(found.config)),
+                _along_utterances(parts, f"pooled/{capture}", axis=1),
+            )
+            for capture in found.config.captures
+        }
+        coords = {"statistic": list(STATISTICS), **_unit_coords(found.config)}
+        return xr.Dataset(variables, {**coords, **_utterance_coords(parts)}, _attrs(found))
+
+    def features(self, view: str = "egemaps") -> xr.DataArray:
+        """One row of features per utterance: eGeMAPS functionals.
+
+        Returns:
+            Lazy float32 (utterance, feature), coordinates as in `pooled`.
+
+        Raises:
+            StoreError: no such view, an incomplete one, or one of another kind.
+        """
+        found, parts = self._open(view)
+        if found.config.kind != "egemaps":
+            raise StoreError(f"view {found.name} holds frames; use pooled() or frames()")
+        coords = {"feature": list(found.config.features), **_utterance_coords(parts)}
+        return xr.DataArray(
+            _along_utterances(parts, "features", axis=0),
+            coords,
+            ("utterance", "feature"),
+            found.config.kind,
+            _attrs(found),
+        )
+
+    def _frames_of(self, view: str, capture: str) -> tuple[View, tuple[_OpenPart, ...]]:
+        found, parts = self._open(view)
+        if not found.config.frames:
+            raise StoreError(f"view {found.name} was ingested without frames; use pooled()")
+        if capture not in found.config.captures:
+            raise StoreError(
+                f"view {found.name} has no capture '{capture}'; it has: "
+                f"{', '.join(found.config.captures)}"
+            )
+        return found, parts
+
+    def frames(self, view: str = "gcu", capture: str = "gate") -> xr.DataArray:
+        """Every frame of every utterance, one utterance after another.
+
+        Args:
+            view: name or kind, of a `gcu` or `mfcc` view.
+            capture: `gate`, `skip`, `residual`, or `mfcc`.
+
+        Returns:
+            Lazy (layer, frame, unit) or (frame, coefficient). Coordinates along frame, lazy too:
+            `utterance` (the id) and `time_s` (centre of the frame in its utterance, seconds).
+
+        Raises:
+            StoreError: no such view or capture, or an incomplete one.
+        """
+        found, parts = self._frames_of(view, capture)
+        dims = _frame_dims(found.config)
+        axis = dims.index("frame")
+        pieces = []
+        for part in parts:
+            array = part.array(f"frames/{capture}")
+            # One block per layer and column: whole shards, never a shard twice.
+            chunks = tuple(
+                size if dim != "layer" else 1 for dim, size in zip(dims, array.shards, strict=True)
+            )
+            lazy = da.from_array(array, chunks=chunks)
+            for extent in part.extents:
+                index: list[slice] = [slice(None)] * len(dims)
+                index[axis] = extent.frames
+                pieces.append(lazy[tuple(index)])
+        coords = {
+            **_unit_coords(found.config),
+            "utterance": ("frame", _along_frames(parts, _repeat_ids, object)),
+            "time_s": ("frame", _along_frames(parts, _frame_times, float)),
+        }
+        data = da.concatenate(pieces, axis=axis)
+        return xr.DataArray(data, coords, dims, capture, _attrs(found))
+
+    def utterance(self, view: str, capture: str, id: str) -> xr.DataArray:
+        """The frames of one utterance, read now.
+
+        Args:
+            view: name or kind.
+            capture: `gate`, `skip`, `residual`, or `mfcc`.
+            id: the utterance.
+
+        Returns:
+            (layer, frame, unit) or (frame, coefficient), with coordinate `time_s`.
+
+        Raises:
+            StoreError: no such view, capture or utterance.
+        """
+        found, parts = self._frames_of(view, capture)
+        dims = _frame_dims(found.config)
+        for part in parts:
+            rows = np.flatnonzero(part.table["id"].to_numpy() == id)
+            if len(rows):
+                row = part.table.iloc[rows[0]]
+                start, count = int(row["frame_start"]), int(row["frame_count"])
+                index = tuple(
+                    slice(start, start + count) if dim == "frame" else slice(None) for dim in dims
+                )
+                values = np.asarray(part.array(f"frames/{capture}")[index])
+                times = ("frame", np.arange(count) * FRAME_PERIOD_S)
+                coords = {**_unit_coords(found.config), "time_s": times}
+                return xr.DataArray(values, coords, dims, capture, {**_attrs(found), "id": id})
+        raise StoreError(f"view {found.name} has no utterance '{id}'")
+
+
+def _table(parts: Sequence[_OpenPart]) -> pd.DataFrame:
+    """Utterances of all parts; a text label that only some parts have is "" in the others."""
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    table = table.drop(columns=["slot", "frame_start"], errors="ignore")
+    text = table.columns[table.dtypes == object]
+    table[text] = table[text].fillna("")
+    first = ["id", "speaker"]
+    return table[[*first, *(name for name in table.columns if name not in first)]]
+
+
+def _utterance_coords(parts: Sequence[_OpenPart]) -> dict[str, tuple[str, np.ndarray]]:
+    table = _table(parts)
+    return {str(name): ("utterance", _plain(table[name].to_numpy())) for name in table.columns}
+
+
+def _attrs(view: View) -> dict[str, str]:
+    config = view.config
+    return {
+        "view": view.name,
+        "weights": config.weights,
+        "weights_source": config.weights_source,
+        "front_end": config.front_end,
+    }
+
+
+def _unit_dims(config: ViewConfig) -> tuple[str, ...]:
+    return ("coefficient",) if config.kind == "mfcc" else ("layer", "unit")
+
+
+def _frame_dims(config: ViewConfig) -> tuple[str, ...]:
+    return ("frame", "coefficient") if config.kind == "mfcc" else ("layer", "frame", "unit")
+
+
+def _unit_coords(config: ViewConfig) -> dict[str, object]:
+    if config.kind == "mfcc":
+        return {}
+    layers = len(config.layer_names)
+    return {"layer": np.arange(layers), "layer_name": ("layer", list(config.layer_names))}
+
+
+def _along_utterances(parts: Sequence[_OpenPart], path: str, *, axis: int) -> da.Array:
+    """Rows of all parts that hold an utterance, lazily, in blocks along utterances only."""
+    pieces = []
+    for part in parts:
+        array = part.array(path)
+        chunks = list(array.shape)
+        chunks[axis] = min(_BLOCK_UTTERANCES, array.shape[axis])
+        if axis:
+            chunks[0] = 1
+        lazy = da.from_array(array, chunks=tuple(chunks))
+        held = part.table["slot"].to_numpy()
+        pieces.append(lazy if len(held) == array.shape[axis] else da.take(lazy, held, axis=axis))
+    return da.concatenate(pieces, axis=axis)
+
+
+def _repeat_ids(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.repeat(ids, counts)
+
+
+def _frame_times(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.arange(count) for count in counts]) * FRAME_PERIOD_S
+
+
+def _along_frames(
+    parts: Sequence[_OpenPart],
+    make: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    dtype: type,
+) -> da.Array:
+    """A coordinate with one value per frame, made block by block when asked for."""
+    pieces = []
+    for part in parts:
+        ids, first = part.table["id"].to_numpy(), 0
+        for extent in part.extents:
+            held = ids[first : first + len(extent.counts)]
+            made = dask.delayed(make)(held, extent.counts)
+            pieces.append(da.from_delayed(made, (int(extent.counts.sum()),), dtype))
+            first += len(extent.counts)
+    return da.concatenate(pieces)
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Open a feature store for reading; touches metadata only.
+
+    Args:
+        path: the folder that `ingest` wrote.
+
+    Raises:
+        StoreError: not a store, or one of a newer format.
+    """
+    root = Path(path)
+    check_store(root)
+    return Store(root)

@@ -1,0 +1,183 @@
+"""What a view is and which arrays its parts hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from featurestore.errors import StoreError
+from featurestore.store.plan import CHUNK_FRAMES, CHUNK_UTTERANCES, PartPlan
+from featurestore.types import COEFFICIENTS, LAYERS, STATISTICS, UNITS, ViewKind
+
+FORMAT = "featurestore"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """One extractor configuration; everything that changes a number in the view is here.
+
+    Attributes:
+        kind: `gcu`, `mfcc` or `egemaps`.
+        front_end: MFCC variant; "" where none is used.
+        weights: sha256 fingerprint of the network's weights; "" where none is used.
+        weights_source: where the weights came from, for people; not part of the identity.
+        captures: capture points of the network, or ("mfcc",).
+        layer_names: names of the layers.
+        frames: whether every frame is kept, besides pooled statistics.
+        dtype: of the frames.
+        precision: of the arithmetic.
+        features: names of the features of a view that has no frames.
+    """
+
+    kind: ViewKind
+    front_end: str = ""
+    weights: str = ""
+    weights_source: str = ""
+    captures: tuple[str, ...] = ()
+    layer_names: tuple[str, ...] = ()
+    frames: bool = False
+    dtype: str = "float16"
+    precision: str = "float32"
+    features: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Directory name; two configurations never share one."""
+        if self.kind == "egemaps":
+            return "egemaps-v02"
+        identity = dataclasses.asdict(self)
+        del identity["weights_source"]
+        text = json.dumps(identity, sort_keys=True)
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as written to `view.json`."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], *, source: Path) -> ViewConfig:
+        """The configuration in a `view.json`.
+
+        Raises:
+            StoreError: fields that this version does not know, or too few.
+        """
+        known = {field.name for field in dataclasses.fields(ViewConfig)}
+        try:
+            arguments = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+                if key in known
+            }
+            return ViewConfig(**arguments)
+        except (TypeError, AttributeError) as error:
+            raise StoreError(f"{source} does not describe a view: {error}") from None
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a part.
+
+    Attributes:
+        path: inside the part.
+        dims: dimension names.
+        shape: whole array.
+        chunks: read granularity.
+        shards: write granularity, or None for one file per chunk.
+        dtype: NumPy name.
+    """
+
+    path: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    dtype: str
+
+    def create(self, group: zarr.Group) -> zarr.Array:
+        """Create the array, or open it where an interrupted run created it."""
+        if self.path in group:
+            return group[self.path]
+        return group.create_array(
+            self.path,
+            shape=self.shape,
+            chunks=self.chunks,
+            shards=self.shards,
+            dtype=self.dtype,
+            fill_value=np.nan,
+            dimension_names=self.dims,
+            # No compression: it saves a tenth of these values and halves the throughput. The
+            # checksum is what notices a flipped bit.
+            compressors=[Crc32cCodec()],
+            filters=None,
+        )
+
+
+def _inner_dims(config: ViewConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Dimensions of one frame: (layer, unit) of the network, (coefficient,) of the front end."""
+    if config.kind == "gcu":
+        return ("layer", "unit"), (LAYERS, UNITS)
+    return ("coefficient",), (COEFFICIENTS,)
+
+
+def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
+    """Arrays of a part of this view, the frames first."""
+    if config.kind == "egemaps":
+        width = len(config.features)
+        return [
+            ArraySpec(
+                "features",
+                ("utterance", "feature"),
+                (plan.slots, width),
+                (CHUNK_UTTERANCES, width),
+                None,
+                "float32",
+            )
+        ]
+    dims, sizes = _inner_dims(config)
+    specs = []
+    total, shard = plan.column_frames * len(plan.columns), plan.column_frames
+    for capture in config.captures if config.frames else ():
+        outer = sizes[:-1]
+        ones = (1,) * len(outer)
+        specs.append(
+            ArraySpec(
+                f"frames/{capture}",
+                (*dims[:-1], "frame", dims[-1]),
+                (*outer, total, sizes[-1]),
+                (*ones, CHUNK_FRAMES, sizes[-1]),
+                (*ones, shard, sizes[-1]),
+                config.dtype,
+            )
+        )
+    for capture in config.captures:
+        specs.append(
+            ArraySpec(
+                f"pooled/{capture}",
+                ("statistic", "utterance", *dims),
+                (len(STATISTICS), plan.slots, *sizes),
+                (1, CHUNK_UTTERANCES, *sizes),
+                None,
+                "float32",
+            )
+        )
+    return specs
+
+
+def stored_bytes(config: ViewConfig, *, utterances: int, frames: int) -> int:
+    """Bytes that this many utterances and frames take in a view, unused tails aside."""
+    if config.kind == "egemaps":
+        return utterances * len(config.features) * 4
+    _, sizes = _inner_dims(config)
+    width = int(np.prod(sizes)) * len(config.captures)
+    kept = frames * np.dtype(config.dtype).itemsize if config.frames else 0
+    return width * (kept + utterances * len(STATISTICS) * 4)

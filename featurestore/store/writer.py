@@ -1,0 +1,206 @@
+"""Columns to Zarr shards, and the utterance table when a part is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.dtype import VariableLengthUTF8
+
+from featurestore.errors import StoreError
+from featurestore.store.ledger import Part
+from featurestore.store.plan import CHUNK_UTTERANCES, Column, PartPlan
+from featurestore.store.schema import ArraySpec, array_specs
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An utterance as it lies in a part.
+
+    Attributes:
+        id: its name.
+        slot: row in the utterance table and in pooled arrays.
+        frame_start: first frame in the part's frame arrays.
+        frame_count: frames.
+        duration_s: seconds of audio.
+        audio_sha256: of the decoded samples.
+    """
+
+    id: str
+    slot: int
+    frame_start: int
+    frame_count: int
+    duration_s: float
+    audio_sha256: str
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """An utterance that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class PartWriter:
+    """Writes whole columns of one part, each by one writer in one go."""
+
+    def __init__(self, part: Part, plan: PartPlan) -> None:
+        """Create the part's arrays, or open them where an interrupted run created them."""
+        self.part = part
+        self.plan = plan
+        group = zarr.open_group(part.arrays, mode="a", zarr_format=3)
+        self._specs = array_specs(part.view.config, plan)
+        self._arrays = {spec.path: spec.create(group) for spec in self._specs}
+
+    def buffers(self, column: Column) -> dict[str, np.ndarray]:
+        """NaN-filled memory for every array's share of a column, by array path."""
+        return {
+            spec.path: np.full(self._region_shape(spec, column), np.nan, spec.dtype)
+            for spec in self._specs
+        }
+
+    def _region_shape(self, spec: ArraySpec, column: Column) -> tuple[int, ...]:
+        extent = {
+            "frame": self.plan.column_frames,
+            "utterance": -(-len(column.members) // CHUNK_UTTERANCES) * CHUNK_UTTERANCES,
+        }
+        return tuple(extent.get(dim, size) for dim, size in zip(spec.dims, spec.shape, strict=True))
+
+    def write(
+        self,
+        column: Column,
+        buffers: Mapping[str, np.ndarray],
+        *,
+        utterances: Sequence[Utterance],
+        set_aside: Sequence[SetAside],
+        versions: Mapping[str, str],
+    ) -> None:
+        """Write a column's shards, then its ledger record. Doing it again changes nothing."""
+        starts = {"frame": column.index * self.plan.column_frames, "utterance": column.slot_start}
+        for spec in self._specs:
+            values = buffers[spec.path]
+            region = tuple(
+                slice(starts[dim], starts[dim] + size) if dim in starts else slice(None)
+                for dim, size in zip(spec.dims, values.shape, strict=True)
+            )
+            self._arrays[spec.path][region] = values
+        self.part.commit(
+            column.index,
+            {
+                "column": column.index,
+                "utterances": [asdict(utterance) for utterance in utterances],
+                "set_aside": [asdict(one) for one in set_aside],
+                "versions": dict(versions),
+            },
+        )
+
+
+def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
+    """Write the utterance table of a part whose columns are all committed, then its success mark.
+
+    A part in which no utterance could be read is removed.
+
+    Args:
+        part: the part.
+        rows: manifest rows of the utterances planned.
+        plan: the part's plan.
+    """
+    records = part.committed().values()
+    utterances = [row for record in records for row in record["utterances"]]
+    set_aside = [row for record in records for row in record["set_aside"]]
+    if not utterances:
+        shutil.rmtree(part.ledger)
+        shutil.rmtree(part.arrays)
+        return
+    measured = pd.DataFrame(utterances)
+    if not part.view.config.captures:
+        measured = measured.drop(columns=["frame_start", "frame_count"])
+    table = measured.merge(rows, on="id", how="left", validate="one_to_one")
+    group = _utterance_group(part)
+    for name in table.columns.drop("slot"):
+        _write_table_column(group, str(name), table[name], table["slot"], plan.slots)
+    part.finish({"utterances": len(table), "columns": len(plan.columns), "set_aside": set_aside})
+
+
+def _utterance_group(part: Part) -> zarr.Group:
+    root = zarr.open_group(part.arrays, mode="a", zarr_format=3)
+    return root.require_group("utterances")
+
+
+def relabel_part(part: Part, manifest: pd.DataFrame) -> set[str]:
+    """Let the utterance table of a complete part follow the manifest.
+
+    Columns that the manifest does not have stay as they are, and so do utterances that it does not
+    list.
+
+    Args:
+        part: a complete part.
+        manifest: validated rows.
+
+    Returns:
+        Ids of the utterances whose speaker or labels changed.
+
+    Raises:
+        StoreError: a manifest that gives a stored id another segment of its file.
+    """
+    group = _utterance_group(part)
+    ids = pd.Series(np.asarray(group["id"][:]).astype(object))
+    rows = manifest.set_index("id")
+    slots = ids[ids.isin(rows.index)]
+    changed: set[str] = set()
+    for name in rows.columns:
+        new = rows[name].loc[slots].reset_index(drop=True)
+        merged = pd.Series(np.asarray(group[name][:])) if name in group else _blank(new, len(ids))
+        if merged.dtype.kind not in "if":
+            merged = merged.astype(object)
+        old = merged.iloc[slots.index].reset_index(drop=True)
+        differs = ~((old == new) | (old.isna() & new.isna())).to_numpy(bool)
+        if not differs.any():
+            continue
+        if name in ("start", "end"):
+            raise StoreError(
+                f"utterance '{slots.iloc[int(np.argmax(differs))]}' is stored with another "
+                f"{name} than the manifest now gives; give the new segment an id of its own"
+            )
+        if name != "path":
+            changed |= set(slots[differs])
+        if merged.dtype.kind != "f" or new.dtype.kind != "f":
+            merged = merged.astype(object)
+        merged.iloc[slots.index] = new.to_numpy()
+        _write_table_column(group, str(name), merged, pd.Series(range(len(ids))), len(ids))
+    return changed
+
+
+def _blank(like: pd.Series, size: int) -> pd.Series:
+    numeric = pd.api.types.is_numeric_dtype(like)
+    return pd.Series(np.full(size, np.nan) if numeric else np.full(size, "", object))
+
+
+def _write_table_column(
+    group: zarr.Group, name: str, values: pd.Series, slots: pd.Series, size: int
+) -> None:
+    """One column of the utterance table; rows that hold no utterance get "", -1 or NaN."""
+    rows = slots.to_numpy()
+    if pd.api.types.is_integer_dtype(values):
+        full, dtype, fill = np.full(size, -1, np.int64), "int64", -1
+    elif pd.api.types.is_numeric_dtype(values):
+        full, dtype, fill = np.full(size, np.nan), "float64", np.nan
+    else:
+        full, dtype, fill = np.full(size, "", object), VariableLengthUTF8(), ""
+        values = values.fillna("").astype(object)
+    full[rows] = values.to_numpy()
+    array = group.create_array(
+        name,
+        shape=(size,),
+        chunks=(max(size, 1),),
+        dtype=dtype,
+        fill_value=fill,
+        dimension_names=("utterance",),
+        overwrite=True,
+    )
+    array[:] = full

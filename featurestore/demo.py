@@ -175,7 +175,7 @@ class _Utterance:
 def write_demo_corpus(
     root: str | os.PathLike[str],
     *,
-    utterances_per_speaker: int = 24,
+    utterances_per_speaker: int = 40,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:

@@ -77,7 +77,7 @@ def test_the_labels_are_those_of_the_files(demo: Path, manifest: pd.DataFrame) -
     labels = manifest.set_index("id")
     checked = 0
     for file in demo.glob("Session*/dialog/EmoEvaluation/Ses*.txt"):
-        for block in file.read_text("latin-1").split("\n\n")[1:]:
+        for block in file.read_text("latin-1").strip().split("\n\n")[1:]:
             name = block.split("\t")[1]
             rated = re.findall(r"A-E\d:\tval (\d); act (\d); dom  (\d);", block)
             mean = np.array(rated, dtype=float).mean(axis=0).round(4)

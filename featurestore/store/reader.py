@@ -277,8 +277,9 @@ def _table(parts: Sequence[_OpenPart]) -> pd.DataFrame:
     """Utterances of all parts; a text label that only some parts have is "" in the others."""
     table = pd.concat([part.table for part in parts], ignore_index=True)
     table = table.drop(columns=["slot", "frame_start"], errors="ignore")
-    text = table.columns[table.dtypes == object]
-    table[text] = table[text].fillna("")
+    for name in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            table[name] = table[name].fillna("")
     first = ["id", "speaker"]
     return table[[*first, *(name for name in table.columns if name not in first)]]
 

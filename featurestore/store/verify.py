@@ -110,7 +110,9 @@ def _verify_part(part: Part, tick: Callable[[float], None]) -> tuple[list[str], 
                 problems.append(f"column {column.index}, {spec.path}: {what}")
         tick(1)
     if part.complete:
-        problems += _verify_table(part, [u for record in records.values() for u in record["utterances"]])
+        problems += _verify_table(
+            part, [u for record in records.values() for u in record["utterances"]]
+        )
     return problems, rows, size
 
 

@@ -12,12 +12,13 @@ import typer
 
 from featurestore.cli.app import JsonOption, app, example, note, print_json
 from featurestore.cli.store import StoreArgument
+from featurestore.types import Statistic
 
 OutOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and tables.")]
 ViewOption = Annotated[str, typer.Option(help="View by name, where a store has several.")]
 CaptureOption = Annotated[str, typer.Option(help="gate, skip or residual.")]
 NoteOption = Annotated[
-    list[str] | None, typer.Option(help="A caveat to print under every figure and table.")
+    list[str] | None, typer.Option("--note", help="A caveat to print under every figure and table.")
 ]
 
 
@@ -58,7 +59,7 @@ def correlate(
     ] = None,
     view: ViewOption = "gcu",
     capture: CaptureOption = "gate",
-    statistic: Annotated[str, typer.Option(help="mean, std, min or max over frames.")] = "mean",
+    statistic: Annotated[Statistic, typer.Option(help="Over each utterance's frames.")] = "mean",
     notes: NoteOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -20,7 +19,7 @@ _ORDER = ["corpus", "ingest", "info", "verify", "correlate", "evaluate", "weight
 class _InOrder(TyperGroup):
     """Lists the commands in the order in which a corpus goes through them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Names of the commands."""
         return sorted(super().list_commands(ctx), key=_ORDER.index)
 

@@ -25,12 +25,14 @@ def demo(
     from featurestore.cli.analysis import correlate, evaluate
     from featurestore.cli.ingest import run_ingest
     from featurestore.corpus import read_corpus, write_manifest
-    from featurestore.demo import write_demo_corpus
+    from featurestore.demo import UTTERANCES, write_demo_corpus
     from featurestore.planning import IngestConfig
     from featurestore.progress import progress_bar
 
     note("1/4  a corpus: 10 speakers in 5 sessions, spoken by espeak-ng")
-    with progress_bar("Speaking", 240, unit="utterances", show=False if quiet else None) as tick:
+    with progress_bar(
+        "Speaking", UTTERANCES, unit="utterances", show=False if quiet else None
+    ) as tick:
         write_demo_corpus(folder / "corpus", progress=lambda done, total: tick(1))
     note("2/4  a manifest, read from the corpus as any IEMOCAP would be")
     manifest, store = folder / "manifest.csv", folder / "store"

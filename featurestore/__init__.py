@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featurestore.analysis.regression import evaluate as evaluate
     from featurestore.corpus import read_corpus as read_corpus
     from featurestore.corpus import read_manifest as read_manifest
+    from featurestore.corpus import write_manifest as write_manifest
     from featurestore.encoder import encode as encode
     from featurestore.encoder import load_encoder as load_encoder
     from featurestore.frontend import mfcc as mfcc
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["errors", "types"],
+    submodules=["analysis", "corpus", "errors", "report", "store", "types"],
     submod_attrs={
         "analysis.correlation": ["correlate"],
         "analysis.regression": ["evaluate"],
-        "corpus": ["read_corpus", "read_manifest"],
+        "corpus": ["read_corpus", "read_manifest", "write_manifest"],
         "encoder": ["encode", "load_encoder"],
         "frontend": ["mfcc"],
         "ingest": ["ingest"],

@@ -26,6 +26,9 @@ _BLOCK = 1 << 20  # samples per channel decoded at a time, so that channels do n
 _END_TOLERANCE_S = 0.05
 # A data chunk this long is what streaming writers put when they cannot know the length.
 _STREAMED = 0x7FFF_0000
+# No format packs more samples of a channel into a byte (flac and opus reach about 5,000 in digital
+# silence). A header that promises more is damaged, or holds libsndfile's mark for "unknown".
+_SAMPLES_PER_BYTE = 8192
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,9 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
     name = os.fspath(path)
     try:
         size = os.stat(name).st_size
-    except OSError as error:
-        reason = "file not found" if isinstance(error, FileNotFoundError) else error.strerror
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = "file not found" if isinstance(error, FileNotFoundError) else None
+        reason = reason or getattr(error, "strerror", None) or str(error)
         raise AudioError(f"{reason}: {name}") from None
     if os.path.isdir(name):
         raise AudioError(f"a folder, not an audio file: {name}")
@@ -73,7 +77,10 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
         return soundfile.SoundFile(name)
     except (soundfile.LibsndfileError, TypeError) as error:
         # TypeError: soundfile takes a file of unknown ending for headerless samples.
-        detail = getattr(error, "error_string", "") or "format not recognised"
+        detail = getattr(error, "error_string", "")
+        # libsndfile says "does not exist" of an mp3 without a single frame.
+        if not detail or "does not exist" in detail:
+            detail = "format not recognised"
         raise AudioError(
             f"not a readable audio file ({detail.strip(' .')}): {name}; "
             "wav, flac, ogg, opus and mp3 are read"
@@ -82,6 +89,12 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
 
 def _refuse_cut_file(file: soundfile.SoundFile, path: str) -> None:
     """Libsndfile shortens wav and ogg files that were cut off without a word; notice them here."""
+    size = os.stat(path).st_size
+    if file.frames > size * _SAMPLES_PER_BYTE:
+        raise AudioError(
+            f"the header does not state a believable length ({file.frames} samples in {size} bytes,"
+            f" as streaming encoders write it): {path}; re-encode it to a file"
+        )
     if file.format in ("WAV", "WAVEX", "RF64"):
         found = re.search(r"data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info)
         if found and int(found[2]) < int(found[1]) < _STREAMED:
@@ -91,11 +104,18 @@ def _refuse_cut_file(file: soundfile.SoundFile, path: str) -> None:
             )
     elif file.format == "OGG":
         with open(path, "rb") as raw:
-            raw.seek(max(0, os.stat(path).st_size - (1 << 17)))
+            raw.seek(max(0, size - (1 << 17)))  # a page has at most 65,307 bytes
             tail = raw.read()
-        page = tail.rfind(b"OggS")
-        if page < 0 or len(tail) < page + 6 or not tail[page + 5] & 0x04:
-            raise AudioError(f"truncated: no end-of-stream page: {path}")
+        if not _ends_stream(tail[max(0, tail.rfind(b"OggS")) :]):
+            raise AudioError(f"truncated: no complete end-of-stream page: {path}")
+
+
+def _ends_stream(page: bytes) -> bool:
+    """Whether bytes begin with a whole Ogg page (RFC 3533, section 6) that ends its stream."""
+    if len(page) < 27 or not page.startswith(b"OggS") or not page[5] & 0x04:
+        return False
+    segments = page[27 : 27 + page[26]]
+    return len(page) >= 27 + page[26] + sum(segments)
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
@@ -118,11 +138,16 @@ def span(info: AudioInfo, start: float = 0.0, end: float = math.nan) -> tuple[in
         end: seconds; NaN is the end of the file.
 
     Raises:
-        AudioError: no samples, or a segment that leaves the file by more than 0.05 s.
+        AudioError: no samples, a segment without a sample, one that begins before 0 or is
+            infinite, or one that leaves the file by more than 0.05 s.
     """
     duration = info.samples / info.rate
     if not info.samples:
         raise AudioError("the file holds no samples")
+    if start < 0 or math.isinf(start) or math.isinf(end):
+        raise AudioError(
+            f"segment {start:g}-{end:g} s: expected seconds from 0 to {duration:.3f}, or nothing"
+        )
     first = 0 if math.isnan(start) else round(start * info.rate)
     last = info.samples if math.isnan(end) else round(end * info.rate)
     if last > info.samples + _END_TOLERANCE_S * info.rate or first >= info.samples:
@@ -175,7 +200,10 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, end: float = 
     with _open(path) as file:
         _refuse_cut_file(file, os.fspath(path))
         info = AudioInfo(file.samplerate, file.channels, file.frames)
-        first, count = span(info, start, end)
+        try:
+            first, count = span(info, start, end)
+        except AudioError as error:
+            raise AudioError(f"{error}: {os.fspath(path)}") from None
         samples = np.empty(count, np.float32)
         done = 0
         try:
@@ -183,7 +211,8 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, end: float = 
                 file.seek(first)
             for block in _blocks(file, count):
                 digest.update(block.data)
-                samples[done : done + len(block)] = block.mean(axis=1, dtype=np.float32)
+                with np.errstate(invalid="ignore", over="ignore"):  # refused below
+                    samples[done : done + len(block)] = block.mean(axis=1, dtype=np.float32)
                 done += len(block)
         except soundfile.LibsndfileError as error:
             detail = error.error_string.strip(" .") or "the decoder lost its place"

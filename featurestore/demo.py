@@ -114,6 +114,8 @@ class _Speaker(NamedTuple):
     level: float
 
 
+UTTERANCES = 400  # in the corpus that `write_demo_corpus` makes by default
+
 _SPEAKERS = (
     _Speaker(1, "F", "en-us+f1", 145, 50, -26),
     _Speaker(1, "M", "en-us+m1", 140, 48, -25),
@@ -175,7 +177,7 @@ class _Utterance:
 def write_demo_corpus(
     root: str | os.PathLike[str],
     *,
-    utterances_per_speaker: int = 40,
+    utterances_per_speaker: int = UTTERANCES // 10,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Path:

@@ -207,8 +207,8 @@ def _batched_apply() -> jax.stages.Wrapped:
 
 def apply(
     encoder: Encoder,
-    coefficients: Float[Array, "utterance frame 20"],
-    n_frames: Int[Array, " utterance"],
+    coefficients: Float[Array | np.ndarray, "utterance frame 20"],
+    n_frames: Int[Array | np.ndarray, " utterance"],
 ) -> dict[str, Array]:
     """Named activations of a padded batch: `GCUNetwork` jit-compiled and vmapped."""
     return _batched_apply()(encoder.variables, coefficients, n_frames)
@@ -263,6 +263,8 @@ def _checked(array: np.ndarray, index: int) -> np.ndarray:
             f"utterance {index}: expected MFCC of shape (frame, {COEFFICIENTS}) with at least one "
             f"frame, got {array.shape}"
         )
+    with np.errstate(over="ignore"):  # refused below
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise AudioError(f"utterance {index}: MFCC hold values that are not finite")
-    return array.astype(np.float32)
+    return array

@@ -59,7 +59,7 @@ def _features(
     coefficients = mfcc_of_padded(buffer, n_frames)
     values: dict[str, Array] = {}
     if request.captures:
-        activations = GCUNetwork().apply(variables, coefficients, n_frames)
+        activations: Any = GCUNetwork().apply(variables, coefficients, n_frames)
         values = {name: activations[name] for name in request.captures}
     if request.mfcc:
         values["mfcc"] = coefficients
@@ -82,7 +82,7 @@ def dispatch(
     *,
     bucket: Bucket,
     prepared: Sequence[np.ndarray],
-    n_frames: Sequence[int],
+    n_frames: Sequence[int] | np.ndarray,
 ) -> Any:
     """Start a batch on the device and return at once.
 
@@ -102,7 +102,7 @@ def dispatch(
     return _compiled(request)(variables, buffers, counts)
 
 
-def collect(dispatched: Any, *, n_frames: Sequence[int]) -> list[Extracted]:
+def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Extracted]:
     """Wait for a batch and cut its utterances out of the padding; views, not copies."""
     frames, pooled = jax.device_get(dispatched)
     return [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,10 +35,10 @@ class Measured:
     refusal: str
 
 
-def segment(row: pd.Series | dict[str, object]) -> tuple[str, float, float]:
+def segment(row: Mapping[str, Any]) -> tuple[str, float, float]:
     """Path, start and end (seconds; NaN where open) of a manifest row."""
     start, end = row.get("start", math.nan), row.get("end", math.nan)
-    return str(row["path"]), float(start), float(end)  # type: ignore[arg-type]
+    return str(row["path"]), float(start), float(end)
 
 
 def samples_for(clip: Clip, front_end: FrontEnd) -> np.ndarray:

@@ -11,7 +11,7 @@ SHARED = Path(os.environ.get("FEATURESTORE_SHARED", Path(__file__).parents[1] / 
 
 
 def shared(*parts: str) -> Path:
-    """A path of the reference data that lives beside the repository, or a skip where it does not."""
+    """A path of the reference data beside the repository, or a skip where there is none."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"reference data {'/'.join(parts)} is not beside this checkout")

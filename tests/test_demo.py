@@ -17,7 +17,7 @@ from featurestore.errors import FeatureStoreError
 
 pytest.importorskip("espeakng_loader", reason="the extra 'demo' is not installed")
 
-from featurestore.demo import write_demo_corpus
+from featurestore.demo import UTTERANCES, write_demo_corpus
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_demo_corpus(
         tmp_path_factory.mktemp("demo"), progress=lambda done, total: seen.append((done, total))
     )
-    assert seen == [(done, 240) for done in range(1, 241)]
+    assert seen == [(done, UTTERANCES) for done in range(1, UTTERANCES + 1)]
     return root
 
 
@@ -62,7 +62,7 @@ def fundamental(samples: np.ndarray) -> float:
 def test_the_reader_finds_ten_speakers_who_do_not_always_wear_the_markers(
     manifest: pd.DataFrame,
 ) -> None:
-    assert len(manifest) == 240
+    assert len(manifest) == UTTERANCES
     assert manifest["speaker"].nunique() == 10
     assert manifest["session"].nunique() == 5
     assert set(manifest["kind"]) == {"impro", "script"}

@@ -18,6 +18,7 @@ import zarr
 from featurestore.errors import StoreError
 from featurestore.store.ledger import Part, View, check_store, read_json, read_views
 from featurestore.store.schema import ViewConfig
+from featurestore.store.table import read_columns
 from featurestore.types import FRAME_PERIOD_S, STATISTICS
 
 # Utterances per dask block: 32 stored chunks, 30 MiB of one statistic of one capture.
@@ -51,10 +52,9 @@ def _open_part(part: Part) -> _OpenPart:
             f"view {part.view.name} is incomplete: {done} of {planned} columns of {part.name} are "
             "written. Run the same 'featurestore ingest' again to complete it"
         )
-    group = zarr.open_group(part.arrays / "utterances", mode="r", zarr_format=3)
-    columns = {name: np.asarray(array[:]) for name, array in sorted(group.arrays())}
+    columns = read_columns(part)
     held = np.flatnonzero(columns["id"] != "")
-    table = pd.DataFrame({name: _plain(values[held]) for name, values in columns.items()})
+    table = pd.DataFrame({name: values[held] for name, values in columns.items()})
     extents = tuple(_extents(held, table)) if "frame_start" in table else ()
     return _OpenPart(part, table.assign(slot=held), extents)
 
@@ -225,11 +225,8 @@ class Store:
         pieces = []
         for part in parts:
             array = part.array(f"frames/{capture}")
-            # One block per layer and column: whole shards, never a shard twice.
-            chunks = tuple(
-                size if dim != "layer" else 1 for dim, size in zip(dims, array.shards, strict=True)
-            )
-            lazy = da.from_array(array, chunks=chunks)
+            # A shard is one layer of one column: blocks of whole shards, never a shard twice.
+            lazy = da.from_array(array, chunks=array.shards)
             for extent in part.extents:
                 index: list[slice] = [slice(None)] * len(dims)
                 index[axis] = extent.frames

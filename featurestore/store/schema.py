@@ -73,7 +73,7 @@ class ViewConfig:
         """
         known = {field.name for field in dataclasses.fields(ViewConfig)}
         try:
-            arguments = {
+            arguments: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in values.items()
                 if key in known
@@ -106,7 +106,7 @@ class ArraySpec:
     def create(self, group: zarr.Group) -> zarr.Array:
         """Create the array, or open it where an interrupted run created it."""
         if self.path in group:
-            return group[self.path]
+            return zarr.open_array(group.store_path / self.path, mode="a", zarr_format=3)
         return group.create_array(
             self.path,
             shape=self.shape,

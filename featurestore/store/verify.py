@@ -14,6 +14,7 @@ from featurestore.errors import StoreError
 from featurestore.progress import progress_bar
 from featurestore.store.ledger import Part, check_store, read_views
 from featurestore.store.schema import ArraySpec, array_specs
+from featurestore.store.table import read_columns
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,7 @@ def _read_column(
 def _verify_table(part: Part, utterances: list[dict[str, object]]) -> list[str]:
     """Whether the utterance table says what the ledger says."""
     try:
-        group = zarr.open_group(part.arrays / "utterances", mode="r", zarr_format=3)
-        columns = {name: np.asarray(group[name][:]) for name in utterances[0] if name in group}
+        columns = {k: v for k, v in read_columns(part).items() if k in utterances[0]}
     except (OSError, ValueError, KeyError) as error:
         return [f"utterance table: cannot be read: {error}"]
     if "id" not in columns:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import zarr
-from zarr.dtype import VariableLengthUTF8
 
 from featurestore.errors import StoreError
 from featurestore.store.ledger import Part
 from featurestore.store.plan import CHUNK_UTTERANCES, Column, PartPlan
 from featurestore.store.schema import ArraySpec, array_specs
+from featurestore.store.table import read_columns, write_column
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,9 @@ def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
     if not part.view.config.captures:
         measured = measured.drop(columns=["frame_start", "frame_count"])
     table = measured.merge(rows, on="id", how="left", validate="one_to_one")
-    group = _utterance_group(part)
     for name in table.columns.drop("slot"):
-        _write_table_column(group, str(name), table[name], table["slot"], plan.slots)
+        write_column(part, str(name), table[name], slots=table["slot"], size=plan.slots)
     part.finish({"utterances": len(table), "columns": len(plan.columns), "set_aside": set_aside})
-
-
-def _utterance_group(part: Part) -> zarr.Group:
-    root = zarr.open_group(part.arrays, mode="a", zarr_format=3)
-    return root.require_group("utterances")
 
 
 def relabel_part(part: Part, manifest: pd.DataFrame) -> set[str]:
@@ -148,16 +142,15 @@ def relabel_part(part: Part, manifest: pd.DataFrame) -> set[str]:
     Raises:
         StoreError: a manifest that gives a stored id another segment of its file.
     """
-    group = _utterance_group(part)
-    ids = pd.Series(np.asarray(group["id"][:]).astype(object))
+    table = read_columns(part)
+    ids = pd.Series(table["id"])
     rows = manifest.set_index("id")
     slots = ids[ids.isin(rows.index)]
+    everywhere = pd.Series(range(len(ids)))
     changed: set[str] = set()
     for name in rows.columns:
         new = rows[name].loc[slots].reset_index(drop=True)
-        merged = pd.Series(np.asarray(group[name][:])) if name in group else _blank(new, len(ids))
-        if merged.dtype.kind not in "if":
-            merged = merged.astype(object)
+        merged = pd.Series(table[name]) if name in table else _blank(new, len(ids))
         old = merged.iloc[slots.index].reset_index(drop=True)
         differs = ~((old == new) | (old.isna() & new.isna())).to_numpy(bool)
         if not differs.any():
@@ -169,38 +162,13 @@ def relabel_part(part: Part, manifest: pd.DataFrame) -> set[str]:
             )
         if name != "path":
             changed |= set(slots[differs])
-        if merged.dtype.kind != "f" or new.dtype.kind != "f":
-            merged = merged.astype(object)
+        if merged.dtype != new.dtype:  # a label that was text and is now numbers, or the reverse
+            merged = _blank(new, len(ids))
         merged.iloc[slots.index] = new.to_numpy()
-        _write_table_column(group, str(name), merged, pd.Series(range(len(ids))), len(ids))
+        write_column(part, str(name), merged, slots=everywhere, size=len(ids))
     return changed
 
 
 def _blank(like: pd.Series, size: int) -> pd.Series:
     numeric = pd.api.types.is_numeric_dtype(like)
     return pd.Series(np.full(size, np.nan) if numeric else np.full(size, "", object))
-
-
-def _write_table_column(
-    group: zarr.Group, name: str, values: pd.Series, slots: pd.Series, size: int
-) -> None:
-    """One column of the utterance table; rows that hold no utterance get "", -1 or NaN."""
-    rows = slots.to_numpy()
-    if pd.api.types.is_integer_dtype(values):
-        full, dtype, fill = np.full(size, -1, np.int64), "int64", -1
-    elif pd.api.types.is_numeric_dtype(values):
-        full, dtype, fill = np.full(size, np.nan), "float64", np.nan
-    else:
-        full, dtype, fill = np.full(size, "", object), VariableLengthUTF8(), ""
-        values = values.fillna("").astype(object)
-    full[rows] = values.to_numpy()
-    array = group.create_array(
-        name,
-        shape=(size,),
-        chunks=(max(size, 1),),
-        dtype=dtype,
-        fill_value=fill,
-        dimension_names=("utterance",),
-        overwrite=True,
-    )
-    array[:] = full

@@ -1,0 +1,86 @@
+"""Two ways of doing the same, timed in alternation."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# A contestant does its work, waits for the device, and may write into the empty folder it is given.
+Contestant = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The same work for two contestants.
+
+    Attributes:
+        audio_s: seconds of audio that one run processes.
+        ours: this package.
+        theirs: what it is compared with, or the reason why that cannot be measured here.
+        difference: largest absolute difference between the two results, where it was looked at.
+    """
+
+    audio_s: float
+    ours: Contestant
+    theirs: Contestant | str
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of one contestant.
+
+    Attributes:
+        first: of the run before the measurement, compilation included.
+        seconds: of each run measured.
+    """
+
+    first: float
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a run."""
+        return statistics.median(self.seconds)
+
+    @property
+    def compilation(self) -> float:
+        """Seconds that the first run took longer than the others."""
+        return max(0.0, self.first - self.median)
+
+
+def once(run: Contestant, scratch: Path | None) -> float:
+    """Seconds of one run; making and removing its folder are not counted."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        began = time.perf_counter()
+        run(Path(folder))
+        return time.perf_counter() - began
+
+
+def alternate(
+    contest: Contest, *, repeats: int, scratch: Path | None = None
+) -> tuple[Timing, Timing | None]:
+    """Warm both contestants up, then run them in turns, so that a busy machine slows both alike.
+
+    Args:
+        contest: who runs.
+        repeats: runs of each, after the first one.
+        scratch: where the folders that runs write into are made; the system's choice if None.
+
+    Returns:
+        Our timing and theirs, run by run in pairs; None for theirs if it is not measured.
+    """
+    runs = [contest.ours]
+    if not isinstance(contest.theirs, str):
+        runs.append(contest.theirs)
+    first = [once(run, scratch) for run in runs]
+    rounds = [[once(run, scratch) for run in runs] for _ in range(repeats)]
+    timings = [
+        Timing(warm_up, seconds)
+        for warm_up, seconds in zip(first, zip(*rounds, strict=True), strict=True)
+    ]
+    return timings[0], timings[1] if len(timings) > 1 else None

@@ -1,0 +1,74 @@
+"""The utterance table of a part: one Zarr array per column, in the part's group `utterances`.
+
+Rows that hold no utterance, at the end of each column of the plan, have "" as their id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from zarr.dtype import VariableLengthUTF8
+
+from featurestore.store.ledger import Part
+
+_GROUP = "utterances"
+
+
+def read_columns(part: Part) -> dict[str, np.ndarray]:
+    """Every column, by name: numbers, or Python strings as objects.
+
+    Raises:
+        OSError, ValueError, KeyError: a damaged or missing table.
+    """
+    group = zarr.open_group(part.arrays / _GROUP, mode="r", zarr_format=3)
+    found = {}
+    for name, array in sorted(group.arrays()):
+        values = np.asarray(array[:])
+        found[name] = values if values.dtype.kind in "if" else values.astype(object)
+    return found
+
+
+def write_column(part: Part, name: str, values: pd.Series, *, slots: pd.Series, size: int) -> None:
+    """Write or replace a column.
+
+    Args:
+        part: where.
+        name: of the column.
+        values: integers, floats or strings.
+        slots: the row of each value.
+        size: rows of the table; those without a value get -1, NaN or "".
+    """
+    if pd.api.types.is_integer_dtype(values):
+        full, fill, dtype = np.full(size, -1, np.int64), -1, "int64"
+        return _write(part, name, full, values, slots, dtype, fill)
+    if pd.api.types.is_numeric_dtype(values):
+        full = np.full(size, np.nan)
+        return _write(part, name, full, values, slots, "float64", np.nan)
+    text = values.fillna("").astype(object)
+    return _write(part, name, np.full(size, "", object), text, slots, VariableLengthUTF8(), "")
+
+
+def _write(
+    part: Part,
+    name: str,
+    full: np.ndarray,
+    values: pd.Series,
+    slots: pd.Series,
+    dtype: Any,
+    fill: Any,
+) -> None:
+    full[slots.to_numpy()] = values.to_numpy()
+    root = zarr.open_group(part.arrays, mode="a", zarr_format=3)
+    array = root.require_group(_GROUP).create_array(
+        name,
+        shape=full.shape,
+        chunks=(max(len(full), 1),),
+        dtype=dtype,
+        fill_value=fill,
+        dimension_names=("utterance",),
+        overwrite=True,
+    )
+    array[:] = full

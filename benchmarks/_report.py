@@ -41,6 +41,7 @@ class Row:
         missing: why not.
         difference: largest absolute difference of the results, where it was looked at.
         compiles: whether our first run compiled something.
+        disturbance: cores that other processes kept busy meanwhile; None if unknown.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Row:
     missing: str
     difference: float | None
     compiles: bool
+    disturbance: float | None
 
     @property
     def speed(self) -> float:
@@ -158,10 +160,17 @@ def to_markdown(report: dict[str, Any], rows: list[Row]) -> str:
     for row in rows:
         if row.utterances != corpus["utterances"]:
             lines += ["", f"{row.stage}: {row.utterances} files, {len(row.ours.seconds)} runs."]
+    disturbances = [row.disturbance for row in rows if row.disturbance is not None]
+    if disturbances:
+        lines += ["", f"Other processes kept up to {max(disturbances):.2f} cores busy meanwhile."]
     compiled = [f"{row.stage} {row.ours.compilation:.1f} s" for row in rows if row.compiles]
     if compiled:
         lines += ["", f"Compilation, once per process, not in the table: {'; '.join(compiled)}."]
-    agreed = [f"{row.stage} {row.difference:.1g}" for row in rows if row.difference is not None]
+    agreed = [
+        f"{row.stage}, against {row.reference}, {row.difference:.2g}"
+        for row in rows
+        if row.difference is not None
+    ]
     if agreed:
         lines += ["", f"Largest difference between the two results: {'; '.join(agreed)}."]
     lines += [f"\nLeft out: {reason}." for reason in report["left_out"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -51,6 +52,34 @@ class Timing:
     def compilation(self) -> float:
         """Seconds that the first run took longer than the others."""
         return max(0.0, self.first - self.median)
+
+
+class OtherProcesses:
+    """How many cores other processes keep busy from now on."""
+
+    def __init__(self) -> None:
+        """Begin to count."""
+        self._began = self._counters()
+
+    def cores(self) -> float | None:
+        """Mean number of cores; None where the system does not tell."""
+        began, now = self._began, self._counters()
+        if began is None or now is None:
+            return None
+        return max(0.0, ((now[1] - began[1]) - (now[2] - began[2])) / (now[0] - began[0]))
+
+    @staticmethod
+    def _counters() -> tuple[float, float, float] | None:
+        """Wall clock, and busy seconds of all cores and of this process."""
+        try:
+            with open("/proc/stat") as stream:
+                user, nice, system, _idle, _wait, *interrupts = stream.readline().split()[1:9]
+        except (OSError, ValueError):
+            return None
+        # The last one is what a virtual machine's host took away.
+        ticks = sum(int(value) for value in (user, nice, system, *interrupts))
+        busy = ticks / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
 
 
 def once(run: Contestant, scratch: Path | None) -> float:

@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurestore.cli.app import JsonOption, app, example, note, print_json
 from featurestore.cli.store import StoreArgument
 from featurestore.types import Statistic
+
+if TYPE_CHECKING:
+    from featurestore.store.reader import Store
 
 OutOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and tables.")]
 ViewOption = Annotated[str, typer.Option(help="View by name, where a store has several.")]
@@ -36,12 +39,16 @@ def analysis_notes() -> Iterator[None]:
         note(f"note: {message}")
 
 
-def weights_notes(store: Any, view: str) -> list[str]:
+def caveats(store: Store, view: str, more: list[str] | None) -> list[str]:
     """What has to be said under every result of a view."""
+    found = []
     source = store.config(view).weights_source
     if source.startswith("random:"):
-        return [f"Weights {source}: an untrained network, a control and not a finding."]
-    return []
+        found.append(f"Weights {source}: an untrained network, a control and not a finding.")
+    utterances = store.utterances(view)
+    if "ratings" in utterances and (utterances["ratings"] == "proxy").any():
+        found.append("Labels are proxies derived from the acted emotion, not ratings.")
+    return [*found, *(more or [])]
 
 
 @app.command(
@@ -73,8 +80,7 @@ def correlate(
         found = correlate_all(
             opened, targets=target, by=by, view=view, capture=capture, statistic=statistic
         )
-        caveats = [*weights_notes(opened, view), *(notes or [])]
-        files = write_correlations(found, output, notes=caveats)
+        files = write_correlations(found, output, notes=caveats(opened, view, notes))
     _print_files(files, as_json=as_json)
 
 
@@ -110,13 +116,13 @@ def evaluate(
             capture=capture,
             features=features,
         )
-    caveats = [*weights_notes(opened, view), *(notes or [])]
-    files = write_tables(results, output, notes=caveats)
+    said = caveats(opened, view, notes)
+    files = write_tables(results, output, notes=said)
     if as_json:
         rows = summarise(results).reset_index(drop=True).to_dict("records")
         print_json({"files": [str(file) for file in files], "rows": rows})
         return
-    print(markdown_table(results, notes=caveats))
+    print(markdown_table(results, notes=said))
     _print_files(files, as_json=False)
 
 

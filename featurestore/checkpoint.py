@@ -5,17 +5,16 @@ Nothing here runs code that a file holds: pickles (`.pt`, `.npy` of objects) are
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from featurestore.errors import CheckpointError
+from featurestore.files import replacing
 from featurestore.random_weights import MAX_SEED, random_weights
 from featurestore.tfbundle import (
     BundleEntry,
@@ -135,24 +134,10 @@ def save_safetensors(weights: Weights, path: str | Path) -> None:
     tensors = {name: np.ascontiguousarray(values) for name, values in weights.tensors.items()}
     data = save(tensors, metadata=metadata)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(target, data)
+        with replacing(target) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
-
-
-def _write_atomically(target: Path, data: bytes) -> None:
-    # A name of fixed length: the target's own may be as long as the file system allows.
-    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def load_safetensors(path: str | Path) -> Weights:

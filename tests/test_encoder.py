@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import SHARED
 from featurestore.batching import BatchPolicy, Bucket
 from featurestore.checkpoint import Weights, load_weights
 from featurestore.encoder import (
@@ -33,7 +33,7 @@ from featurestore.types import CAPTURES
 
 EVERY = ("front", *CAPTURES, "logits")
 # Around the reach of one tap, of one block, of the whole network, and of a bucket's edge.
-LENGTHS = (1, 2, 7, 8, 9, 31, 48, 97, 279, 280, 559, 700)
+LENGTHS = (1, 8, 9, 97, 280, 700)
 POLICIES = (
     BatchPolicy(),
     BatchPolicy(frames_per_batch=1),  # everyone alone, in a shared bucket length
@@ -89,10 +89,10 @@ def check_company(name: str, lengths: list[int], policy: BatchPolicy) -> None:
             )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     name=st.sampled_from(["random:0", "golden"]),
-    lengths=st.lists(st.sampled_from(LENGTHS), min_size=2, max_size=7),
+    lengths=st.lists(st.sampled_from(LENGTHS), min_size=2, max_size=4),
     policy=st.sampled_from(POLICIES),
 )
 def test_company_order_and_bucket_do_not_matter(name, lengths, policy):

@@ -57,8 +57,9 @@ def assert_close(found: np.ndarray, expected: np.ndarray, atol: float = 1e-4) ->
     """Within `atol`, or the distance of two neighbouring float32 of that size where it is more."""
     assert found.dtype == np.float32
     assert found.shape == expected.shape
-    step = np.spacing(np.abs(expected).astype(np.float32))
-    np.testing.assert_array_less(np.abs(found - expected) - np.maximum(atol, step), 1e-9)
+    step = np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
+    error = np.abs(found - expected) / np.maximum(atol, step)
+    assert error.max() <= 1.0, (error.max(), np.argmax(error))
 
 
 def speech_like(samples: int, seed: int) -> np.ndarray:
@@ -84,10 +85,10 @@ def recordings(speech: Path) -> Iterator[Path]:
 @VARIANTS
 def test_equals_librosa_on_recordings(speech, variant):
     for path in recordings(speech):
-        samples = load_audio(path)
+        samples = load_audio(path)[:48_000]
         if len(samples) >= front_end(variant).min_samples:
-            # One float32 FFT more than librosa's float64: noise 80 dB under a loud vowel.
-            assert_close(mfcc(samples, variant=variant), librosa_mfcc(samples, variant), 1.2e-4)
+            found = mfcc(samples, variant=variant)
+            assert_close(found, librosa_mfcc(samples, variant))
 
 
 @VARIANTS
@@ -102,7 +103,8 @@ def test_equals_librosa_on_speech_like_sound(variant, samples):
 def test_equals_the_one_call_that_users_of_librosa_make(variant):
     signal = speech_like(16_000, seed=3)
     theirs = librosa.feature.mfcc(y=signal, sr=16_000, n_mfcc=20, pad_mode=PAD_MODES[variant])
-    assert_close(mfcc(signal, variant=variant), theirs.T)
+    # librosa computes in float32 here, up to 1.3e-4 from its own float64 result.
+    assert_close(mfcc(signal, variant=variant), theirs.T, 2e-4)
 
 
 def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -154,16 +156,17 @@ def test_equals_librosa_on_any_length_and_loudness(kind, samples, variant, seed)
     signal = SIGNALS[kind](samples, np.random.default_rng(seed)).astype(np.float32)
     found = mfcc(signal, variant=variant)
     assert found.shape == (1 + samples // 512, 20)
-    # A floor of 1e-10 and 32-bit logarithms near -100 dB: two float32 steps of coefficient 0.
+    # Near silence and at full 16-bit scale coefficient 0 is beyond 1,000: two float32 steps.
     atol = 2.5e-4 if kind in ("silence", "noise of 1e-6", "unscaled integers") else 1e-4
     assert_close(found, librosa_mfcc(signal, variant), atol)
 
 
 @VARIANTS
-def test_a_pure_tone_shows_the_noise_of_a_float32_fft_and_no_more(variant):
-    # Everything but the tone lies under the clamp at -80 dB, where float32 has three digits left.
-    tone = np.sin(2 * np.pi * 440 * np.arange(20_000) / 16_000).astype(np.float32)
-    assert_close(mfcc(tone, variant=variant), librosa_mfcc(tone, variant), 5e-4)
+@pytest.mark.parametrize("hertz", [440, 7990])
+def test_a_pure_tone_shows_no_noise_of_the_transform(variant, hertz):
+    # Everything but the tone lies near the clamp at -80 dB, where a float32 FFT is off by 7e-4.
+    tone = np.sin(2 * np.pi * hertz * np.arange(20_000) / 16_000).astype(np.float32)
+    assert_close(mfcc(tone, variant=variant), librosa_mfcc(tone, variant))
 
 
 @pytest.mark.parametrize("samples", [1, 512, 20_000])

@@ -73,7 +73,8 @@ def read_ravdess(path: str | os.PathLike[str], *, channel: Channel = "speech") -
 
     Returns:
         A manifest with text, sex (m, f), emotion, intensity (normal, strong), repetition (1, 2),
-        and the proxies valence and arousal (1 to 5).
+        the proxies valence and arousal (1 to 5), and ratings, which is "proxy" everywhere: figures
+        and tables made from a store say so.
 
     Raises:
         ManifestError: if there is no such file, or a file's code has no meaning.
@@ -122,6 +123,7 @@ def _row(file: Path, code: re.Match[str], *, with_channel: bool) -> dict[str, ob
         "repetition": int(repetition),
         "valence": valence,
         "arousal": arousal,
+        "ratings": "proxy",
     }
     if with_channel:
         row["channel"] = kind

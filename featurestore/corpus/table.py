@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ import pandas as pd
 from featurestore.corpus.cells import Problems
 from featurestore.corpus.manifest import label_columns, normalise, validate_manifest
 from featurestore.errors import ManifestError
+from featurestore.files import replacing
 
 Format = Literal["csv", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
@@ -69,17 +69,14 @@ def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     table = validate_manifest(df)
     if not table["speaker"].any():
         table = table.drop(columns="speaker")
-    temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        if kind == "csv":
-            _write_csv(table, temporary)
-        else:
-            table.to_parquet(temporary, engine="pyarrow", index=False)
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            if kind == "csv":
+                _write_csv(table, temporary)
+            else:
+                table.to_parquet(temporary, engine="pyarrow", index=False)
     except OSError as error:
         raise ManifestError(f"{file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _format(file: Path) -> Format:

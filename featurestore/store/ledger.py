@@ -11,8 +11,6 @@ Every record appears under its name only when it is whole.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from featurestore.errors import StoreError
+from featurestore.files import replacing
 from featurestore.store.plan import PartPlan, lay_out
 from featurestore.store.schema import FORMAT, FORMAT_VERSION, ViewConfig
 
@@ -29,33 +28,9 @@ from featurestore.store.schema import FORMAT, FORMAT_VERSION, ViewConfig
 _COLUMN, _FRAMES = "column", "frame_count"
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name never shows half of it, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def _write_json(path: Path, values: Any) -> None:
-    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False).encode())
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -178,7 +153,8 @@ class Part:
         columns = [column.index for column in plan.columns for _ in column.members]
         table = rows.iloc[order].reset_index(drop=True)
         table = table.assign(**{_COLUMN: columns, _FRAMES: frames[order]})
-        write_atomically(self.ledger / "plan.parquet", table.to_parquet(index=False))
+        with replacing(self.ledger / "plan.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
         values = {
             "name": plan.name,
             "column_frames": plan.column_frames,

@@ -6,7 +6,8 @@
 MANIFEST is what `featurestore corpus` writes. The utterances are spread evenly over it. Both sides
 run in turns in this one process, after a first run that warms caches up and compiles; compilation
 is reported apart. Both use every core (`torch.set_num_threads(os.cpu_count())`) unless the stage
-says otherwise, and the GPU if JAX has one. Without PyTorch or openSMILE what needs them is left out
+says otherwise, and the GPU if JAX has one; NumPy's BLAS has one thread, which is what suits librosa
+and PyTorch best together. Without PyTorch or openSMILE what needs them is left out
 and said so.
 
 Run it on an idle machine: PyTorch's threads wait for one another at every operation, so that a
@@ -30,6 +31,7 @@ import pandas as pd
 from _report import Row, machine_facts, to_markdown
 from _stages import STAGES, THREADS, Bench, Stage
 from _timing import OtherProcesses, alternate
+from threadpoolctl import threadpool_limits
 
 from featurestore.audio import probe
 from featurestore.checkpoint import load_weights
@@ -66,7 +68,10 @@ def measure(one: Stage, bench: Bench, *, repeats: int, scratch: Path | None) -> 
         repeats = min(repeats, SLOW_REPEATS)
     contest = one.contest(bench)
     busy = OtherProcesses()
-    ours, theirs = alternate(contest, repeats=repeats, scratch=scratch)
+    # After each matrix product of librosa's, OpenBLAS's threads spin for a while on the cores that
+    # PyTorch needs next: file by file on two cores that costs PyTorch five sixths of its speed.
+    with threadpool_limits(1, user_api="blas"):
+        ours, theirs = alternate(contest, repeats=repeats, scratch=scratch)
     return Row(
         stage=one.title,
         reference=one.reference,

@@ -8,7 +8,6 @@ of the whole utterance, orthonormal DCT-II, first 20 coefficients. Frame t is ce
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -107,7 +106,7 @@ def buffer_length(frames: int) -> int:
 
 @functools.cache
 def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Window (2048,) in float64, mel weights (1025, 128) and DCT (128, 20) in float32."""
+    """Window (2048,), mel weights (1025, 128) and DCT (128, 20), float64."""
     import librosa.filters
     import scipy.fft
     import scipy.signal
@@ -121,10 +120,10 @@ def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         fmax=SAMPLE_RATE / 2,
         htk=False,
         norm="slaney",
-        dtype=np.float32,
+        dtype=np.float64,
     )
     dct = scipy.fft.dct(np.eye(MEL_BANDS), type=2, norm="ortho", axis=0)[:COEFFICIENTS].T
-    return window, mel.T, dct.astype(np.float32)
+    return window, mel.T, dct
 
 
 def mfcc_of_padded(
@@ -144,23 +143,17 @@ def mfcc_of_padded(
     blocks = padded.reshape(-1, HOP_LENGTH)
     frames = blocks.shape[0] - _BLOCKS + 1
     framed = jnp.concatenate([blocks[i : i + frames] for i in range(_BLOCKS)], axis=1)
-    # XLA's float32 FFT leaves noise 140 dB down, which the logarithm shows in bands near the 80 dB
-    # floor: up to 2e-4 on recordings, 7e-4 on pure tones. librosa transforms in float64 as well.
+    valid = (jnp.arange(frames) < n_frames)[:, None]
+    # In float32, XLA's FFT alone is off by 2e-4 on recordings and 7e-4 on pure tones, in bands near
+    # the 80 dB floor. librosa transforms in float64 as well; the network costs far more than this.
     with jax.enable_x64(True):
         spectrum = jnp.fft.rfft(framed.astype(jnp.float64) * window, axis=-1)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(jnp.float32)
-    highest = jax.lax.Precision.HIGHEST
-    bands = jnp.matmul(power, mel, precision=highest)
-    decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
-    valid = (jnp.arange(frames) < n_frames)[:, None]
-    loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
-    clamped = jnp.maximum(decibels, loudest - TOP_DB)
-    # All bands sit far from 0 dB together. Their mean goes straight to coefficient 0: within the
-    # float32 sums of the DCT it would cost every coefficient its fourth decimal.
-    level = jnp.mean(clamped, axis=-1, keepdims=True)
-    shape = jnp.matmul(clamped - level, dct, precision=highest)
-    coefficients = shape.at[:, :1].add(level * np.float32(math.sqrt(MEL_BANDS)))
-    return jnp.where(valid, coefficients, 0.0)
+        bands = jnp.matmul(spectrum.real**2 + spectrum.imag**2, mel)
+        decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
+        loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
+        coefficients = jnp.matmul(jnp.maximum(decibels, loudest - TOP_DB), dct)
+        rounded = coefficients.astype(jnp.float32)
+    return jnp.where(valid, rounded, 0.0)
 
 
 @functools.cache

@@ -152,7 +152,8 @@ def to_markdown(report: dict[str, Any], rows: list[Row]) -> str:
         "",
         f"JAX on {device}, PyTorch on {facts['torch_device'] or 'nothing (not installed)'}; "
         f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads for either side "
-        f"where nothing else is said, 1 for NumPy's BLAS; load {facts['load_average_before']:.1f} before the start; "
+        f"where nothing else is said, 1 for NumPy's BLAS; "
+        f"load {facts['load_average_before']:.1f} before the start; "
         f"{facts['platform']}; Python {facts['python']}, "
         + ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
         + ".",

@@ -7,8 +7,7 @@ MANIFEST is what `featurestore corpus` writes. The utterances are spread evenly 
 run in turns in this one process, after a first run that warms caches up and compiles; compilation
 is reported apart. Both use every core (`torch.set_num_threads(os.cpu_count())`) unless the stage
 says otherwise, and the GPU if JAX has one; NumPy's BLAS has one thread, which is what suits librosa
-and PyTorch best together. Without PyTorch or openSMILE what needs them is left out
-and said so.
+and PyTorch best together. What needs PyTorch or openSMILE is left out without them, and said so.
 
 Run it on an idle machine: PyTorch's threads wait for one another at every operation, so that a
 second busy process slows it several times more than it slows JAX. What other processes took is

@@ -178,3 +178,11 @@ def test_importing_the_golden_checkpoint(tmp_path: Path) -> None:
     done = run("weights", "import", prefix, "-o", tmp_path / "golden.safetensors")
     assert "not the published checkpoint" in done.stdout
     assert "not the published" in run("weights", "show", tmp_path / "golden.safetensors").stdout
+
+
+def test_the_example_runs_on_a_store(store: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / "explore_store.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(store)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("r = ") == 10

@@ -58,9 +58,9 @@ class PartWriter:
         self._arrays = {spec.path: spec.create(group) for spec in self._specs}
 
     def buffers(self, column: Column) -> dict[str, np.ndarray]:
-        """NaN-filled memory for every array's share of a column, by array path."""
+        """Memory for every array's share of a column, by array path; `write` fills the tails."""
         return {
-            spec.path: np.full(self._region_shape(spec, column), np.nan, spec.dtype)
+            spec.path: np.empty(self._region_shape(spec, column), spec.dtype)
             for spec in self._specs
         }
 
@@ -80,10 +80,22 @@ class PartWriter:
         set_aside: Sequence[SetAside],
         versions: Mapping[str, str],
     ) -> None:
-        """Write a column's shards, then its ledger record. Doing it again changes nothing."""
+        """Write a column's shards, then its ledger record. Doing it again changes nothing.
+
+        Args:
+            column: which.
+            buffers: from `buffers`; utterances one behind the other, what is behind the last one
+                becomes NaN.
+            utterances: as they lie in the buffers.
+            set_aside: those that could not be read.
+            versions: of the libraries, for the record.
+        """
+        used = {"frame": sum(one.frame_count for one in utterances), "utterance": len(utterances)}
         starts = {"frame": column.index * self.plan.column_frames, "utterance": column.slot_start}
         for spec in self._specs:
             values = buffers[spec.path]
+            axis = next(i for i, dim in enumerate(spec.dims) if dim in used)
+            values[(slice(None),) * axis + (slice(used[spec.dims[axis]], None),)] = np.nan
             region = tuple(
                 slice(starts[dim], starts[dim] + size) if dim in starts else slice(None)
                 for dim, size in zip(spec.dims, values.shape, strict=True)

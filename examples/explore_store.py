@@ -1,6 +1,6 @@
 """Look into a store from Python: which units follow arousal, and one utterance over time.
 
-    python examples/explore_store.py STORE
+python examples/explore_store.py STORE
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Audio files to mono float samples. The only module that decodes.
 
-libsndfile reads wav, flac, ogg/opus and mp3; soxr resamples. Everything that a header can tell is
-read without decoding, so that a plan is exact before any work starts.
+libsndfile reads wav, flac, ogg/opus and mp3, and aiff, au, caf, w64, nist and more; soxr resamples.
+Everything that a header can tell is read without decoding, so that a plan is exact before any work
+starts. `containers` says in which formats a file that was cut off is noticed.
 """
 
 from __future__ import annotations
@@ -9,26 +10,33 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float
 
+from featurestore.containers import MpegFrames, mpeg_frames, refuse_cut
 from featurestore.errors import AudioError
 from featurestore.types import SAMPLE_RATE
 
 _BLOCK = 1 << 20  # samples per channel decoded at a time, so that channels do not pile up in memory
 # Annotations are rounded: a segment may end this much beyond its file, and is cut there.
 _END_TOLERANCE_S = 0.05
-# A data chunk this long is what streaming writers put when they cannot know the length.
-_STREAMED = 0x7FFF_0000
-# No format packs more samples of a channel into a byte (flac and opus reach about 5,000 in digital
-# silence). A header that promises more is damaged, or holds libsndfile's mark for "unknown".
-_SAMPLES_PER_BYTE = 8192
+_RATES = (
+    1_000,
+    768_000,
+)  # Hz; beyond is damage: telephones have 8,000, the fastest converters 768,000
+# Full scale is 1, floats with the range of 16-bit integers reach 32,768; the square of more than
+# this overflows the float32 of a power spectrum.
+_LOUDEST = 1e6
+# An mp3 frame needs bits of those before it. Libsndfile winds back too few frames after a seek.
+_MP3_LEAD = 10 * 1152
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,19 @@ class AudioInfo:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """A header, and the frames of an mp3 whose header says nothing."""
+
+    info: AudioInfo
+    frames: MpegFrames | None
+
+
+@dataclass(frozen=True)
 class Clip:
     """A decoded segment.
 
     Attributes:
-        samples: mono float32 in [-1, 1], all finite.
+        samples: mono float32 with full scale 1, all finite and none beyond 1e6.
         rate: sampling rate in Hz.
         sha256: of the decoded float32 samples of all channels, before the downmix.
     """
@@ -61,20 +77,53 @@ class Clip:
     sha256: str
 
 
-def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add the name of the file to every error; on one line, whatever characters are in it."""
+    try:
+        yield
+    except AudioError as error:
+        name = os.fsdecode(path)
+        raise AudioError(f"{error}: {name if name.isprintable() else repr(name)}") from None
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[soundfile.SoundFile, _Found]]:
+    """A file that is neither cut nor absurd, and what its header says."""
     name = os.fspath(path)
+    size = _size(name)
+    with _sound_file(name) as file:
+        low, high = _RATES
+        if not low <= file.samplerate <= high:
+            raise AudioError(
+                f"the header states a sampling rate of {file.samplerate} Hz, {low} to {high} Hz "
+                "are read; correct the header, or re-encode the file"
+            )
+        refuse_cut(file, name, size)
+        frames = mpeg_frames(name, file.samplerate) if file.format == "MP3" else None
+        samples = file.frames if frames is None else frames.samples
+        yield file, _Found(AudioInfo(file.samplerate, file.channels, samples), frames)
+
+
+def _size(name: str) -> int:
+    """Bytes of a file that may be read."""
     try:
-        size = os.stat(name).st_size
+        found = os.stat(name)
+        if stat.S_ISDIR(found.st_mode):
+            raise AudioError("a folder, not an audio file")
+        if not found.st_size:  # also pipes, which must not be waited for
+            raise AudioError("empty file (0 bytes)")
+        with open(name, "rb"):  # libsndfile does not say why it cannot open a file
+            return found.st_size
+    except FileNotFoundError:
+        raise AudioError("file not found") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        reason = "file not found" if isinstance(error, FileNotFoundError) else None
-        reason = reason or getattr(error, "strerror", None) or str(error)
-        raise AudioError(f"{reason}: {name}") from None
-    if os.path.isdir(name):
-        raise AudioError(f"a folder, not an audio file: {name}")
-    if not size:
-        raise AudioError(f"empty file (0 bytes): {name}")
+        raise AudioError(getattr(error, "strerror", None) or str(error)) from None
+
+
+def _sound_file(source: str | BinaryIO) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(name)
+        return soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError) as error:
         # TypeError: soundfile takes a file of unknown ending for headerless samples.
         detail = getattr(error, "error_string", "")
@@ -82,51 +131,38 @@ def _open(path: str | os.PathLike[str]) -> soundfile.SoundFile:
         if not detail or "does not exist" in detail:
             detail = "format not recognised"
         raise AudioError(
-            f"not a readable audio file ({detail.strip(' .')}): {name}; "
+            f"not a readable audio file ({detail.strip(' .')}); "
             "wav, flac, ogg, opus and mp3 are read"
         ) from None
-
-
-def _refuse_cut_file(file: soundfile.SoundFile, path: str) -> None:
-    """Libsndfile shortens wav and ogg files that were cut off without a word; notice them here."""
-    size = os.stat(path).st_size
-    if file.frames > size * _SAMPLES_PER_BYTE:
-        raise AudioError(
-            f"the header does not state a believable length ({file.frames} samples in {size} bytes,"
-            f" as streaming encoders write it): {path}; re-encode it to a file"
-        )
-    if file.format in ("WAV", "WAVEX", "RF64"):
-        found = re.search(r"data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info)
-        if found and int(found[2]) < int(found[1]) < _STREAMED:
-            raise AudioError(
-                f"truncated: the header promises {found[1]} bytes of samples, the file holds "
-                f"{found[2]}: {path}"
-            )
-    elif file.format == "OGG":
-        with open(path, "rb") as raw:
-            raw.seek(max(0, size - (1 << 17)))  # a page has at most 65,307 bytes
-            tail = raw.read()
-        if not _ends_stream(tail[max(0, tail.rfind(b"OggS")) :]):
-            raise AudioError(f"truncated: no complete end-of-stream page: {path}")
-
-
-def _ends_stream(page: bytes) -> bool:
-    """Whether bytes begin with a whole Ogg page (RFC 3533, section 6) that ends its stream."""
-    if len(page) < 27 or not page.startswith(b"OggS") or not page[5] & 0x04:
-        return False
-    segments = page[27 : 27 + page[26]]
-    return len(page) >= 27 + page[26] + sum(segments)
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
     """What the header of an audio file says, without decoding it.
 
+    An mp3 without a Xing header says nothing; its frames are counted.
+
     Raises:
         AudioError: no such file, an empty or cut one, or not audio.
     """
-    with _open(path) as file:
-        _refuse_cut_file(file, os.fspath(path))
-        return AudioInfo(file.samplerate, file.channels, file.frames)
+    with _naming(path), _open(path) as (_, found):
+        return found.info
+
+
+def probe_segment(
+    path: str | os.PathLike[str], *, start: float = 0.0, end: float = math.nan
+) -> tuple[AudioInfo, int]:
+    """What the header says, and the number of samples that `read_clip` decodes of a segment.
+
+    Args:
+        path: as `read_clip`.
+        start: seconds; NaN is the beginning.
+        end: seconds; NaN is the end of the file.
+
+    Raises:
+        AudioError: as `probe` and `span`.
+    """
+    with _naming(path), _open(path) as (_, found):
+        return found.info, span(found.info, start, end)[1]
 
 
 def span(info: AudioInfo, start: float = 0.0, end: float = math.nan) -> tuple[int, int]:
@@ -184,6 +220,57 @@ def _blocks(file: soundfile.SoundFile, count: int) -> Iterator[np.ndarray]:
         yield block
 
 
+def _go_to(file: soundfile.SoundFile, first: int) -> None:
+    """Make `first` the next sample that is read."""
+    lead = 0
+    if not file.seekable():  # gsm and other telephone codecs
+        lead = first
+    elif file.format == "MP3":
+        lead = min(first, _MP3_LEAD)
+    if first > lead:
+        file.seek(first - lead)
+    for _ in _blocks(file, lead):
+        pass
+
+
+def _decode(file: soundfile.SoundFile, first: int, count: int) -> tuple[np.ndarray, str]:
+    """Mono samples and the hash of all channels."""
+    digest = hashlib.sha256()
+    samples = np.empty(count, np.float32)
+    done = 0
+    try:
+        _go_to(file, first)
+        for block in _blocks(file, count):
+            digest.update(block.data)
+            with np.errstate(invalid="ignore", over="ignore"):  # refused by _check_values
+                samples[done : done + len(block)] = block.mean(axis=1, dtype=np.float32)
+            done += len(block)
+    except soundfile.LibsndfileError as error:
+        detail = error.error_string.strip(" .") or "the decoder lost its place"
+        raise AudioError(
+            f"damaged or truncated ({detail}); copy the file again, or re-encode what is left of it"
+        ) from None
+    if done < count:
+        raise AudioError(
+            f"truncated: the header promises {first + count} samples, {first + done} could be "
+            "decoded; copy the file again, or re-encode what is left of it"
+        )
+    return samples, digest.hexdigest()
+
+
+def _check_values(samples: Float[np.ndarray, " sample"], first: int, rate: int) -> None:
+    if samples.min() >= -_LOUDEST and samples.max() <= _LOUDEST:  # both false of NaN
+        return
+    bad = int(np.argmin(np.abs(samples) <= _LOUDEST))
+    place = f"sample {first + bad} ({(first + bad) / rate:.3f} s)"
+    if not np.isfinite(samples[bad]):
+        raise AudioError(f"{place} is not a finite number; write the file again without it")
+    raise AudioError(
+        f"{place} is {samples[bad]:g}, full scale is 1 and up to {_LOUDEST:g} is read; "
+        "the file is damaged or has another scale: divide it by that"
+    )
+
+
 def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, end: float = math.nan) -> Clip:
     """Decode a file, or only the part of it between `start` and `end`, to mono at its own rate.
 
@@ -193,38 +280,18 @@ def read_clip(path: str | os.PathLike[str], *, start: float = 0.0, end: float = 
         end: seconds; NaN is the end of the file.
 
     Raises:
-        AudioError: a file that cannot be decoded whole, holds values that are not finite, or a
-            segment that leaves it.
+        AudioError: a file that cannot be decoded whole, holds values that are not finite or beyond
+            1e6, or a segment that leaves it.
     """
-    digest = hashlib.sha256()
-    with _open(path) as file:
-        _refuse_cut_file(file, os.fspath(path))
-        info = AudioInfo(file.samplerate, file.channels, file.frames)
-        try:
-            first, count = span(info, start, end)
-        except AudioError as error:
-            raise AudioError(f"{error}: {os.fspath(path)}") from None
-        samples = np.empty(count, np.float32)
-        done = 0
-        try:
-            if first:
-                file.seek(first)
-            for block in _blocks(file, count):
-                digest.update(block.data)
-                with np.errstate(invalid="ignore", over="ignore"):  # refused below
-                    samples[done : done + len(block)] = block.mean(axis=1, dtype=np.float32)
-                done += len(block)
-        except soundfile.LibsndfileError as error:
-            detail = error.error_string.strip(" .") or "the decoder lost its place"
-            raise AudioError(f"damaged or truncated ({detail}): {path}") from None
-    if done < count:
-        raise AudioError(
-            f"truncated: the header promises {count} samples, {done} could be decoded: {path}"
-        )
-    if not np.isfinite(samples).all():
-        bad = int(np.argmin(np.isfinite(samples)))
-        raise AudioError(f"sample {bad} ({bad / info.rate:.3f} s) is not a finite number: {path}")
-    return Clip(samples, info.rate, digest.hexdigest())
+    with _naming(path), _open(path) as (file, found):
+        first, count = span(found.info, start, end)
+        if found.frames is None:
+            samples, digest = _decode(file, first, count)
+        else:
+            with _sound_file(found.frames.stream(os.fspath(path))) as whole:
+                samples, digest = _decode(whole, first, count)
+        _check_values(samples, first, found.info.rate)
+    return Clip(samples, found.info.rate, digest)
 
 
 def load_audio(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featurestore.audio import Clip, probe, resample, resampled_length, span
+from featurestore.audio import Clip, probe_segment, resample, resampled_length
 from featurestore.errors import AudioError
 from featurestore.frontend import FrontEnd, frame_count
 from featurestore.types import SAMPLE_RATE
@@ -64,8 +64,7 @@ def _check_rate(rate: int, front_end: FrontEnd) -> None:
 def _measure(row: dict[str, object], front_end: FrontEnd | None) -> Measured | str:
     path, start, end = segment(row)
     try:
-        info = probe(path)
-        _, count = span(info, start, end)
+        info, count = probe_segment(path, start=start, end=end)
     except AudioError as error:
         return str(error)
     duration = count / info.rate

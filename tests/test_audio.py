@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import librosa
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from hypothesis import given, settings
@@ -20,12 +22,15 @@ from featurestore.audio import (
     AudioInfo,
     load_audio,
     probe,
+    probe_segment,
     read_clip,
     resample,
     resampled_length,
     span,
 )
+from featurestore.containers import _header
 from featurestore.errors import AudioError
+from featurestore.survey import survey
 
 # Ending, options for soundfile.
 FORMATS = {
@@ -78,8 +83,9 @@ def refused(path: Path | str, **options: float) -> str:
     with pytest.raises(AudioError) as caught:
         load_audio(path, **options)
     message = str(caught.value)
-    assert "\n" not in message
-    assert os.fspath(path) in message
+    assert message.isprintable()
+    name = os.fspath(path)
+    assert message.endswith(f": {name if name.isprintable() else repr(name)}")
     return message
 
 
@@ -263,7 +269,8 @@ def test_the_rest_of_the_file_is_not_decoded(tmp_path, kind, monkeypatch):
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
     clip = read_clip(path, start=1.0, end=1.1)
-    assert sum(frames) == len(clip.samples) == round(1.1 * clip.rate) - round(clip.rate)
+    assert len(clip.samples) == round(1.1 * clip.rate) - round(clip.rate)
+    assert sum(frames) == len(clip.samples) + (audio._MP3_LEAD if kind == "mp3" else 0)
 
 
 def test_an_unknown_start_or_end_is_that_of_the_file(tmp_path):
@@ -316,6 +323,214 @@ def test_a_span_lies_in_the_file_or_is_refused(samples, rate, start, end):
     assert 0 <= first < first + count <= samples
     assert abs(first - start * rate) <= 0.5
     assert abs(first + count - end * rate) <= 0.5 or first + count == samples
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+def test_a_segment_of_an_mp3_begins_with_the_bits_of_earlier_frames(tmp_path, rate):
+    samples = np.random.default_rng(0).normal(0, 0.2, 4 * rate)
+    samples[rate : 2 * rate] = 0
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, samples, rate, bitrate_mode="CONSTANT", compression_level=0.5)
+    whole = read_clip(path).samples
+    for start in np.arange(0.1, 3.9, 0.1):
+        found = read_clip(path, start=start, end=start + 0.1).samples
+        expected = whole[round(start * rate) :][: len(found)]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_segment_of_a_codec_that_cannot_seek(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sound(1.0, 8000), 8000, subtype="GSM610")
+    whole = read_clip(path).samples
+    found = read_clip(path, start=0.5, end=0.75).samples
+    np.testing.assert_array_equal(found, whole[4000:6000])
+
+
+@EVERY
+def test_a_survey_and_a_decoder_find_the_same_segment(tmp_path, kind):
+    path = write(tmp_path, kind, sound(1.0, 16_000))
+    for start, end in ((0.0, math.nan), (0.25, 0.5), (0.9, 1.04)):
+        info, count = probe_segment(path, start=start, end=end)
+        assert info == probe(path)
+        assert count == len(read_clip(path, start=start, end=end).samples)
+
+
+# --- mp3 without a Xing header ------------------------------------------------------------------
+
+XING_DELAY = 576 + 529  # LAME's delay and that of a decoder, which a Xing header lets it cut off
+ID3V1 = b"TAG".ljust(128, b"x")
+ID3V2 = b"ID3\x04\x00\x00\x00\x00\x01\x00" + b"\xff\xfb\x90\x00".ljust(128, b"\0")
+ID3V2_WITH_FOOTER = ID3V2[:5] + b"\x10" + ID3V2[6:] + b"3DI" + ID3V2[3:10]
+APE = b"APETAGEX" + (2000).to_bytes(4, "little") + (40).to_bytes(4, "little") + bytes(16 + 40)
+
+
+def mpeg(path: Path) -> list[bytes]:
+    """Frames of an mp3; the first is the Xing header that libsndfile writes."""
+    data, frames = path.read_bytes(), []
+    while data:
+        header = _header(data[:4])
+        assert header is not None
+        frames.append(data[: header.size])
+        data = data[header.size :]
+    return frames
+
+
+def write_mp3(path: Path, samples: np.ndarray, rate: int, mode: str) -> list[bytes]:
+    soundfile.write(path, samples, rate, bitrate_mode=mode, compression_level=0.5)
+    return mpeg(path)
+
+
+def loud_and_silent(rate: int, *, loud_first: bool, channels: int = 1) -> np.ndarray:
+    samples = np.random.default_rng(0).normal(0, 0.2, (4 * rate, channels))
+    samples[rate:] *= loud_first < 1
+    samples[:rate] *= loud_first
+    return samples
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+@pytest.mark.parametrize("loud_first", [True, False])
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16_000, 2), (22_050, 1), (44_100, 2)])
+def test_mp3_without_a_xing_header(tmp_path, mode, loud_first, rate, channels):
+    samples = loud_and_silent(rate, loud_first=loud_first, channels=channels)
+    path = tmp_path / "a.mp3"
+    frames = write_mp3(path, samples, rate, mode)
+    expected = read_clip(path).samples
+    path.write_bytes(b"".join(frames[1:]))
+    found = read_clip(path)
+    assert probe(path).samples == len(found.samples) == (len(frames) - 1) * (1152, 576)[rate < 3e4]
+    np.testing.assert_allclose(
+        found.samples[XING_DELAY:][: len(expected)], expected, rtol=0, atol=1e-6
+    )
+    assert len(found.samples) >= XING_DELAY + len(expected)
+    segment = read_clip(path, start=0.5, end=0.9).samples
+    assert len(segment) == round(0.9 * rate) - round(0.5 * rate)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (ID3V2, b""),
+        (ID3V2 * 2, ID3V1),
+        (ID3V2_WITH_FOOTER, b""),
+        (b"", APE + ID3V1),
+        (b"", bytes(5000)),
+        (b"", b"LYRICSBEGIN and so on"),
+        (b"\x12\x34\xff\xfb" * 30, b""),  # the end of a frame, as captured streams begin
+    ],
+)
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_what_is_around_mpeg_frames_is_no_sound(tmp_path, before, after, mode):
+    path = tmp_path / "a.mp3"
+    samples = loud_and_silent(44_100, loud_first=True)
+    body = b"".join(write_mp3(path, samples, 44_100, mode)[1:])
+    path.write_bytes(body)
+    expected = read_clip(path)
+    path.write_bytes(before + body + after)
+    assert probe(path).samples == len(expected.samples)
+    assert read_clip(path).sha256 == expected.sha256
+
+
+def test_a_constant_rate_of_which_the_first_frame_is_a_long_one(tmp_path):
+    # libsndfile reads no further than the size of the file divided by that of the first frame.
+    path = tmp_path / "a.mp3"
+    frames = write_mp3(path, sound(4.0, 44_100), 44_100, "CONSTANT")[1:]
+    sizes = [len(frame) for frame in frames]
+    assert max(sizes) == min(sizes) + 1
+    first = sizes.index(max(sizes))
+    path.write_bytes(b"".join(frames[first:]))
+    assert soundfile.info(path).frames < (len(frames) - first) * 1152
+    assert len(read_clip(path).samples) == (len(frames) - first) * 1152 == probe(path).samples
+
+
+def test_first_frames_that_name_no_length(tmp_path):
+    path = tmp_path / "a.mp3"
+    xing, *frames = write_mp3(path, loud_and_silent(16_000, loud_first=True), 16_000, "VARIABLE")
+    path.write_bytes(b"".join(frames))
+    expected = read_clip(path)
+    at = xing.index(b"Xing")
+    without_count = xing[: at + 7] + bytes([xing[at + 7] & ~1]) + xing[at + 8 :]
+    count_of_zero = xing[: at + 8] + bytes(4) + xing[at + 12 :]
+    vbri = (xing[:4] + bytes(32) + b"VBRI").ljust(len(xing), b"\0")
+    for first in (without_count, count_of_zero, vbri):
+        path.write_bytes(ID3V2 + first + b"".join(frames))
+        assert probe(path).samples == len(expected.samples)
+        assert read_clip(path).sha256 == expected.sha256
+
+
+def test_mp3_files_that_were_strung_together(tmp_path):
+    path = tmp_path / "a.mp3"
+    samples = loud_and_silent(16_000, loud_first=True)
+    frames = write_mp3(path, samples, 16_000, "VARIABLE")[1:]
+    path.write_bytes((ID3V2 + b"".join(frames) + ID3V1) * 3)
+    assert probe(path).samples == len(read_clip(path).samples) == 3 * 576 * len(frames)
+
+
+def silent_mpeg(version: int, layer: int, index: int, rate: int, mono: int) -> bytes | None:
+    """A frame of zeros, which is silence; None where the standard has no such frame."""
+    word = 0x7FF << 21 | version << 19 | (4 - layer) << 17 | 1 << 16 | index << 12 | rate << 10
+    head = (word | mono * 0xC0).to_bytes(4, "big")
+    found = _header(head)
+    return found and head.ljust(found.size, b"\0")
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+@pytest.mark.parametrize("version", [0, 2, 3])
+def test_every_size_of_mpeg_frames_against_libsndfile(tmp_path, version, layer):
+    path = tmp_path / "a.mp3"
+    for index in range(1, 15):
+        for rate in range(3):
+            frame = silent_mpeg(version, layer, index, rate, mono=index % 2)
+            assert frame is not None
+            path.write_bytes(frame * 12)
+            # 12 frames of one size: here its guess is right, and the decoder finds all of them.
+            expected, decoded_rate = soundfile.read(path)
+            assert probe(path) == AudioInfo(decoded_rate, 2 - index % 2, len(expected))
+            assert len(read_clip(path).samples) == len(expected)
+
+
+def test_headers_that_are_none():
+    frame = silent_mpeg(3, 3, 9, 0, 1)
+    assert frame is not None
+    assert _header(frame[:4]) is not None
+    assert silent_mpeg(1, 3, 9, 0, 1) is None
+    assert silent_mpeg(3, 4, 9, 0, 1) is None
+    assert silent_mpeg(3, 3, 0, 0, 1) is None
+    assert silent_mpeg(3, 3, 15, 0, 1) is None
+    assert silent_mpeg(3, 3, 9, 3, 1) is None
+    assert _header(frame[:3]) is None
+    assert _header(b"\0" + frame[1:4]) is None
+
+
+@pytest.mark.parametrize("lost", [1, 50, 100])
+def test_an_mp3_without_a_xing_header_that_was_cut_off(tmp_path, lost):
+    path = tmp_path / "a.mp3"
+    frames = write_mp3(path, sound(2.0, 16_000), 16_000, "CONSTANT")[1:]
+    path.write_bytes(b"".join(frames)[:-lost])
+    assert "truncated: the last MPEG frame has" in refused(path)
+    with pytest.raises(AudioError, match="copy the file again"):
+        probe(path)
+
+
+def test_an_mp3_without_a_xing_header_that_is_damaged(tmp_path):
+    path = tmp_path / "a.mp3"
+    frames = write_mp3(path, sound(2.0, 16_000), 16_000, "CONSTANT")[1:]
+    half = len(frames) // 2
+    body = b"".join(frames[:half])
+    path.write_bytes(body + bytes(100) + b"".join(frames[half:]))
+    assert f"no MPEG frame at byte {len(body)} of" in refused(path)
+    path.write_bytes(body + bytes(200_000))
+    assert "damaged" in refused(path)
+    other = mpeg(write(tmp_path, "mp3", sound(1.0, 22_050), 22_050))[1:]
+    path.write_bytes(b"".join([*frames, *other]))
+    assert f"no MPEG frame at byte {len(b''.join(frames))} of" in refused(path)
+
+
+def test_counting_frames_does_not_read_the_sound(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp3"
+    frames = write_mp3(path, sound(2.0, 16_000), 16_000, "CONSTANT")[1:]
+    path.write_bytes(b"".join(frames))
+    monkeypatch.setattr("featurestore.containers.MpegFrames.stream", None)
+    assert probe(path).samples == 576 * len(frames)
 
 
 # --- fingerprints -------------------------------------------------------------------------------
@@ -391,6 +606,82 @@ def test_a_file_that_the_system_does_not_let_us_see(tmp_path, monkeypatch):
     assert "Permission denied" in message
 
 
+def test_a_file_that_the_system_does_not_let_us_read(tmp_path, monkeypatch):
+    path = write(tmp_path, "mp3", sound(0.1, 16_000))
+    real = builtins.open
+
+    def denied(name, *args, **kwargs):
+        if name == os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", denied)
+    message = refused(path)
+    monkeypatch.undo()
+    assert "Permission denied" in message
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_the_permission_to_read_it(tmp_path):
+    path = write(tmp_path, "wav-pcm16", sound(0.1, 16_000))
+    path.chmod(0)
+    assert "Permission denied" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a\nb.wav", "a\r\tb.wav", "\x1b[31m.wav", "a\u2028b.wav"])
+def test_a_name_that_would_break_the_line(tmp_path, name):
+    path = tmp_path / name
+    assert "file not found" in refused(path)
+    path.write_bytes(b"no audio at all")
+    assert "not a readable audio file" in refused(path)
+    soundfile.write(path, sound(0.1, 16_000), 16_000)
+    assert "leaves the file" in refused(path, start=9.0)
+    assert load_audio(path).shape == (1600,)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = tmp_path / "pipe.wav"
+    os.mkfifo(path)
+    assert "empty" in refused(path)
+
+
+@pytest.mark.parametrize("rate", [1, 100, 999, 768_001, 2**31 - 1])
+def test_a_sampling_rate_that_nobody_records_with(tmp_path, rate):
+    path = write(tmp_path, "wav-pcm16", sound(0.1, 16_000))
+    data = bytearray(path.read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(data)
+    message = refused(path)
+    assert f"sampling rate of {rate} Hz, 1000 to 768000 Hz are read" in message
+    with pytest.raises(AudioError, match="sampling rate"):
+        probe(path)
+
+
+@pytest.mark.parametrize("rate", [1000, 768_000])
+def test_the_lowest_and_highest_sampling_rates(tmp_path, rate):
+    path = write(tmp_path, "wav-pcm16", np.zeros(2000), rate)
+    assert load_audio(path).shape == (resampled_length(2000, rate),)
+
+
+def test_a_survey_names_the_file_of_every_problem(tmp_path):
+    path = str(write(tmp_path, "wav-pcm16", sound(0.5, 16_000)))
+    none = str(write(tmp_path, "wav-float", np.zeros((0, 1))))
+    manifest = pd.DataFrame(
+        {
+            "id": ["whole", "late", "none", "missing", "empty"],
+            "path": [path, path, none, str(tmp_path / "nowhere.wav"), path],
+            "start": [0.0, 7.0, math.nan, 0.0, 0.2],
+            "end": [math.nan, 8.0, math.nan, 1.0, 0.2],
+        }
+    )
+    measured, problems = survey(manifest, None, lambda _: None)
+    assert measured.keys() == {"whole"}
+    assert problems.keys() == {"late", "none", "missing", "empty"}
+    for id, name in zip(manifest["id"][1:], manifest["path"][1:], strict=True):
+        assert problems[id].endswith(f": {name}")
+        assert "\n" not in problems[id]
+
+
 @pytest.mark.parametrize("kind", ["wav-pcm16", "wav-float", "wavex", "rf64"])
 def test_no_samples(tmp_path, kind):
     message = refused(write(tmp_path, kind, np.zeros((0, 1))))
@@ -451,6 +742,39 @@ def test_a_probe_notices_a_cut_before_anything_is_planned(tmp_path, kind):
         probe(path)
 
 
+OTHERS = [
+    ("AIFF", "PCM_16"),
+    ("AIFF", "FLOAT"),
+    ("AU", "PCM_16"),
+    ("CAF", "PCM_16"),
+    ("CAF", "ALAC_16"),
+    ("W64", "PCM_16"),
+    ("NIST", "PCM_16"),
+    ("NIST", "ULAW"),
+    ("RF64", "PCM_16"),
+    ("SVX", "PCM_16"),
+    ("VOC", "PCM_16"),
+    ("MAT4", "PCM_16"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAV", "GSM610"),
+]
+
+
+@pytest.mark.parametrize(("container", "subtype"), OTHERS)
+def test_other_containers_are_read_whole_and_not_in_part(tmp_path, container, subtype):
+    path = tmp_path / "other.bin"
+    soundfile.write(path, sound(1.0, 16_000), 16_000, format=container, subtype=subtype)
+    expected, _ = soundfile.read(path, frames=soundfile.info(path).frames, dtype="float32")
+    np.testing.assert_array_equal(load_audio(path), expected)
+    assert probe(path).samples == len(expected) >= 16_000
+    data = path.read_bytes()
+    for lost in (1000, len(data) // 2):
+        path.write_bytes(data[:-lost])
+        refused(path)
+        with pytest.raises(AudioError):
+            probe(path)
+
+
 @pytest.mark.parametrize("total", [0, 2**36 - 1, 2**33])
 def test_a_flac_header_without_a_believable_length(tmp_path, total):
     # 0 is what an encoder writes into a pipe; libsndfile makes 2^63 - 1 samples of it.
@@ -491,6 +815,21 @@ def test_infinities_that_cancel_and_sums_that_overflow(tmp_path):
     for pair in ([math.inf, -math.inf], [3e38, 3e38]):
         samples = np.array([[0.0, 0.0], pair])
         assert "sample 1 " in refused(write(tmp_path, "wav-float", samples))
+
+
+@pytest.mark.parametrize("value", [1.1e6, -1e20, 3e38])
+def test_samples_far_beyond_full_scale(tmp_path, value):
+    samples = sound(0.5, 16_000)
+    samples[800] = value
+    path = write(tmp_path, "wav-float", samples)
+    message = refused(path, start=0.01)
+    assert f"sample 800 (0.050 s) is {value:g}, full scale is 1 and up to 1e+06 is read" in message
+    assert load_audio(path, start=0.1).shape == (6400,)
+
+
+def test_floats_with_the_scale_of_integers_are_left_alone(tmp_path):
+    samples = np.full(1600, -1e6)
+    np.testing.assert_array_equal(load_audio(write(tmp_path, "wav-float", samples)), samples)
 
 
 def test_not_a_number_outside_the_segment_does_not_matter(tmp_path):

@@ -89,8 +89,8 @@ def test_frames_are_lazy_and_name_their_utterance(store: Path) -> None:
     assert frames.dims == ("layer", "frame", "unit")
     assert frames.chunks is not None
     assert frames["utterance"].chunks is not None
-    assert not np.isnan(frames.values).any()
-    names = frames["utterance"].values
+    assert not np.isnan(frames.to_numpy()).any()
+    names = frames["utterance"].to_numpy()
     for id in np.unique(names):
         mine = np.flatnonzero(names == id)
         alone = opened.utterance("gcu", "gate", id)
@@ -123,7 +123,7 @@ def test_plain_xarray_reads_a_part(store: Path) -> None:
     pooled = xr.open_zarr(part, group="pooled", consolidated=False)
     assert pooled["gate"].dims == ("statistic", "utterance", "layer", "unit")
     table = xr.open_zarr(part, group="utterances", consolidated=False)
-    assert (table["id"].values != "").sum() == 9
+    assert (table["id"].to_numpy() != "").sum() == 9
 
 
 def test_ingesting_again_adds_nothing(

@@ -16,7 +16,9 @@ from featurestore.analysis.regression import (
     COLUMNS,
     concordance,
     evaluate,
+    joint_moments,
     leave_one_speaker_out,
+    pooled_concordance,
     r2,
     selection_scores,
     summarise,
@@ -290,3 +292,20 @@ def test_summary_over_folds() -> None:
     assert row["mse_mean"] == pytest.approx(mse.mean())
     assert row["mse_variance"] == pytest.approx(mse.var(ddof=1))
     assert row["mse_std"] == pytest.approx(mse.std(ddof=1))
+
+
+def test_pooled_concordance_is_that_of_all_predictions_together() -> None:
+    random = np.random.default_rng(0)
+    truth, predicted = random.normal(3, 1, 60), random.normal(3, 1, 60)
+    speakers = random.integers(0, 4, 60)
+    rows = [
+        {
+            "n_test": int((speakers == s).sum()),
+            **joint_moments(truth[speakers == s], predicted=predicted[speakers == s]),
+        }
+        for s in range(4)
+    ]
+    together = concordance(truth, predicted=predicted)
+    assert pooled_concordance(pd.DataFrame(rows)) == pytest.approx(together, rel=1e-12)
+    rows[0]["predicted_mean"] = math.nan
+    assert math.isnan(pooled_concordance(pd.DataFrame(rows)))

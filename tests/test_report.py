@@ -11,10 +11,11 @@ from fake_store import corpus, with_coords
 from featurestore.analysis.correlation import correlate_all
 from featurestore.analysis.regression import evaluate
 from featurestore.errors import AnalysisError
+from featurestore.files import replacing
 from featurestore.report.correlations import write_correlations
 from featurestore.report.figures import heatmap, in_paper_order, overview
-from featurestore.report.files import file_names, replacing
-from featurestore.report.tables import markdown_table, wide_table, write_tables
+from featurestore.report.names import file_names
+from featurestore.report.tables import long_table, markdown_table, write_tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -119,15 +120,15 @@ def test_tables(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["table1.md", "table1.csv", "table1-folds.csv"]
     text = written[0].read_text(encoding="utf-8")
     header, ruler, *rest = text.splitlines()
-    assert header.count("|") == ruler.count("|") == 1 + 11
-    assert header.startswith("| Features | valence MSE mean | valence MSE variance |")
-    assert rest[0].startswith("| train mean | ")
+    assert header.count("|") == ruler.count("|") == 1 + 8
+    assert header.startswith("| Target | Features | MSE mean | MSE variance |")
+    assert rest[0].startswith("| valence | train mean | ")
     assert "78 utterances, 5 speakers, 5 folds" in text
     assert "inside each training fold" in text
     assert "ddof = 1" in text
     assert "- valence and arousal are proxies" in text
-    wide = pd.read_csv(written[1])
-    pd.testing.assert_frame_equal(wide, wide_table(results), check_dtype=False)
+    read = pd.read_csv(written[1])
+    pd.testing.assert_frame_equal(read, long_table(results), check_dtype=False)
     with written[2].open(encoding="utf-8", newline="") as lines:
         assert len(list(csv.DictReader(lines))) == len(results)
 
@@ -136,8 +137,8 @@ def test_undefined_cells_are_nan_and_explained(tmp_path: Path) -> None:
     store = with_coords(corpus(), arousal=np.full(80, 2.0))
     results = evaluate(store, targets=("arousal",), features=5)
     text = markdown_table(results)
-    row = next(line for line in text.splitlines() if line.startswith("| 5 best"))
-    assert row == "| 5 best of all units | NaN | NaN | NaN | NaN | NaN |"
+    row = next(line for line in text.splitlines() if "| 5 best" in line)
+    assert row == "| arousal | 5 best of all units | NaN | NaN | NaN | NaN | NaN | NaN |"
     assert "5 best of all units, arousal: CCC is defined in 0 of 5 folds." in text
     write_tables(results, tmp_path)
     assert "5 best of all units,NaN,NaN" in (tmp_path / "table1.csv").read_text()

@@ -51,6 +51,11 @@ COLUMNS = (
     "mse",
     "ccc",
     "r2",
+    "truth_mean",
+    "predicted_mean",
+    "truth_variance",
+    "predicted_variance",
+    "covariance",
 )
 
 
@@ -93,9 +98,10 @@ def evaluate(
     Returns:
         One row per feature set, target and fold: table, feature_set, target, fold (the held-out
         speaker), n_train, n_test, n_features, mse (squared unit of the target), ccc, r2 (against
-        the held-out speaker's own mean). Undefined values are NaN: ccc and r2 of a single
-        utterance or a constant label; everything, for a selection by a constant target. `attrs`
-        has "notes", a list of what was left out.
+        the held-out speaker's own mean), and the population moments of truth and prediction in the
+        fold, from which statistics over all folds together follow. Undefined values are NaN: ccc
+        and r2 of a single utterance or a constant label; everything, for a selection by a constant
+        target. `attrs` has "notes", a list of what was left out.
 
     Raises:
         AnalysisError: an unknown table, label, or capture; unknown speakers or fewer than two; no
@@ -194,6 +200,7 @@ def _target_rows(
                 "mse": float(np.mean((fold.predicted - y[fold.test]) ** 2)),
                 "ccc": concordance(y[fold.test], predicted=fold.predicted),
                 "r2": r2(y[fold.test], predicted=fold.predicted),
+                **joint_moments(y[fold.test], predicted=fold.predicted),
             }
 
 
@@ -280,9 +287,54 @@ def concordance(
     """
     if len(truth) < 2 or np.ptp(truth) == 0 or not np.isfinite(predicted).all():
         return math.nan
-    covariance = np.mean((truth - truth.mean()) * (predicted - predicted.mean()))
-    apart = (truth.mean() - predicted.mean()) ** 2
-    return float(2 * covariance / (truth.var() + predicted.var() + apart))
+    return _concordance(**joint_moments(truth, predicted=predicted))
+
+
+def _concordance(
+    truth_mean: float,
+    predicted_mean: float,
+    truth_variance: float,
+    predicted_variance: float,
+    covariance: float,
+) -> float:
+    apart = (truth_mean - predicted_mean) ** 2
+    return 2 * covariance / (truth_variance + predicted_variance + apart)
+
+
+def joint_moments(
+    truth: Float64[np.ndarray, " utterance"], *, predicted: Float64[np.ndarray, " utterance"]
+) -> dict[str, float]:
+    """Means, population variances and covariance of truth and prediction."""
+    # Shifted by the first value, so that a constant prediction has a covariance of exactly zero.
+    shifted = predicted - predicted[0]
+    return {
+        "truth_mean": float(truth.mean()),
+        "predicted_mean": float(predicted.mean()),
+        "truth_variance": float(truth.var()),
+        "predicted_variance": float(shifted.var()),
+        "covariance": float(np.mean((truth - truth.mean()) * (shifted - shifted.mean()))),
+    }
+
+
+def pooled_concordance(folds: pd.DataFrame) -> float:
+    """CCC of the predictions of several folds taken together, from the moments of each.
+
+    NaN where a fold has no predictions or the labels are all the same.
+    """
+    weight = (folds["n_test"] / folds["n_test"].sum()).to_numpy(np.float64)
+    truth, predicted = folds["truth_mean"].to_numpy(), folds["predicted_mean"].to_numpy()
+    truth_mean, predicted_mean = float(weight @ truth), float(weight @ predicted)
+    truth_off, predicted_off = truth - truth_mean, predicted - predicted_mean
+    truth_variance = float(weight @ (folds["truth_variance"] + truth_off**2))
+    if truth_variance == 0:
+        return math.nan
+    return _concordance(
+        truth_mean,
+        predicted_mean,
+        truth_variance,
+        float(weight @ (folds["predicted_variance"] + predicted_off**2)),
+        float(weight @ (folds["covariance"] + truth_off * predicted_off)),
+    )
 
 
 def r2(
@@ -306,7 +358,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows in the order of `results`: table, feature_set, target, utterances (held out in all
         folds together), folds, mse_mean, mse_variance, mse_std (ddof = 1 over folds; NaN as soon as
-        one fold's is), ccc_mean over the ccc_folds whose CCC is defined, r2_mean over r2_folds.
+        one fold's is), ccc_mean over the ccc_folds whose CCC is defined, ccc_pooled of all held-out
+        predictions together, r2_mean over r2_folds.
     """
     rows = []
     keys = ["table", "feature_set", "target"]
@@ -325,6 +378,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
                 "mse_std": math.sqrt(variance),
                 "ccc_mean": float(folds["ccc"].mean()),
                 "ccc_folds": int(folds["ccc"].notna().sum()),
+                "ccc_pooled": pooled_concordance(folds),
                 "r2_mean": float(folds["r2"].mean()),
                 "r2_folds": int(folds["r2"].notna().sum()),
             }

@@ -12,8 +12,9 @@ import pandas as pd
 import xarray as xr
 
 from featurestore.errors import AnalysisError
+from featurestore.files import replacing
 from featurestore.report.figures import ALL, group_dim, heatmap, overview
-from featurestore.report.files import file_names, replacing
+from featurestore.report.names import file_names
 
 
 def write_correlations(

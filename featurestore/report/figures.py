@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from featurestore.analysis.correlation import chance_abs_r
 from featurestore.errors import AnalysisError
-from featurestore.report.files import replacing
+from featurestore.files import replacing
 
 DPI = 150
 ALL = "all"  # group name of correlations over all utterances
 
 DIVERGING = "RdBu_r"  # red and blue stay apart under every common colour blindness
-SEQUENTIAL = "cividis"
+SEQUENTIAL = "viridis"
 UNDEFINED = "0.72"  # grey
 ACCENT = "0.25"
 
@@ -85,9 +85,13 @@ def heatmap(
         side.sharey(axes)
     for _, side in strongest:
         side.set_xlim(0, 1.12 * max(value for value, _ in strongest))
-    bar = figure.colorbar(images[0], ax=figure.axes, shrink=0.7, pad=0.012, aspect=28)
-    bar.set_label("Pearson r")
-    bar.outline.set_visible(False)
+    bar = figure.colorbar(images[0], ax=figure.axes, pad=0.012, aspect=42)
+    bar.set_ticks(
+        [-limit, -limit / 2, 0, limit / 2, limit],
+        labels=[f"\N{MINUS SIGN}{limit:.2g}", f"\N{MINUS SIGN}{limit / 2:.2g}", "0"]
+        + [f"+{limit / 2:.2g}", f"+{limit:.2g}"],
+    )
+    _style_bar(bar, "Pearson r")
     figure.suptitle(_plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
     undefined = any(bool(np.isnan(panel["r"].values).any()) for panel in panels.values())
     _footer(figure, note, undefined)
@@ -120,10 +124,11 @@ def overview(
         )
     strengths = {target: _strength(_checked(panel)) for target, panel in panels.items()}
     rows = max(len(values) for values in strengths.values())
-    height = min(24.0, 1.9 + 0.23 * max(rows, 4))
+    height = min(24.0, 1.9 + (0.23 if rows <= 40 else 0.15) * max(rows, 4))
     figure = Figure(figsize=(1.6 + 4.6 * len(panels), height), dpi=DPI, layout="constrained")
     top = max([0.05, *(float(v) for s in strengths.values() for v in s.flat if v == v)])
     image: Any = None
+    shown: list[str] = []
     for column, (target, panel) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), column + 1)
         image = axes.imshow(
@@ -136,10 +141,12 @@ def overview(
         )
         axes.set_title(_plain(target.capitalize()), loc="left", fontweight="bold")
         _layer_ticks(axes, panel)
-        _group_ticks(axes, panel, by, shown=height)
-    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, pad=0.015, aspect=30)
-    bar.set_label("mean |r| over the layer's units")
-    bar.outline.set_visible(False)
+        labels = _group_labels(panel, by)
+        # Repeated only where a target has other numbers of utterances.
+        _group_ticks(axes, labels if labels != shown else [], count=len(labels), height=height)
+        shown = labels
+    bar = figure.colorbar(image, ax=figure.axes, pad=0.015, aspect=8 * height)
+    _style_bar(bar, "mean |r| of the layer's units")
     figure.suptitle(_plain(title or f"Strength of correlation per {by} and layer"), fontsize=13)
     undefined = any(bool(np.isnan(values).any()) for values in strengths.values())
     hint = "Fewer utterances (n) give larger |r| by chance: compare rows of like n."
@@ -169,9 +176,9 @@ def _one(data: xr.Dataset, group: str | None) -> xr.Dataset:
 
 
 def _limit(values: Sequence[NDArray[Any]]) -> float:
-    """Largest |r|, rounded up to 0.05 so that the colour bar ends at a readable number."""
+    """Largest |r|, rounded up to 0.1 so that the colour bar ends at a readable number."""
     largest = max((float(np.abs(v[~np.isnan(v)]).max(initial=0)) for v in values), default=0.0)
-    return min(1.0, math.ceil(largest * 20) / 20) or 1.0
+    return min(1.0, math.ceil(largest * 10) / 10) or 1.0
 
 
 def _strength(data: xr.Dataset) -> NDArray[np.float64]:
@@ -195,15 +202,15 @@ def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last
         interpolation="nearest",
     )
     names = _layer_names(panel)
+    _frame(axes)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.tick_params(length=2)
     for layer in range(1, len(names)):
         if names[layer].rsplit("_", 1)[0] != names[layer - 1].rsplit("_", 1)[0]:
             axes.axhline(layer - 0.5, color=ACCENT, linewidth=0.6)
     units = r.shape[1]
     axes.set_xticks(range(0, units, max(1, units // 8)))
     if last:
-        axes.set_xlabel("unit")
+        axes.set_xlabel("unit", fontsize=9)
     axes.set_ylabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
     n = int(panel["n"].values.max(initial=0))
     axes.set_title(_plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
@@ -216,13 +223,13 @@ def _layer_panel(axes: Axes, panel: xr.Dataset, *, first: bool, last: bool) -> t
     axes.barh(range(len(strength)), np.nan_to_num(strength), height=0.72, color="#4c6a8a")
     chance = chance_abs_r(int(panel["n"].values.max(initial=0)))
     if not math.isnan(chance):
-        axes.axvline(chance, color=ACCENT, linestyle=":", linewidth=1.2, label="by chance")
+        axes.axvline(chance, color=ACCENT, linestyle=":", linewidth=1.2, label="unrelated values")
         if first:
             axes.legend(loc="lower right", bbox_to_anchor=(1.06, 0.99), frameon=False, fontsize=7.5)
     axes.tick_params(labelleft=False, left=False, labelsize=8, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     if last:
-        axes.set_xlabel("mean |r| of the layer")
+        axes.set_xlabel("mean |r| of the layer", fontsize=9)
     shown = [0.02, *(float(v) for v in strength if v == v)]
     return max(*shown, 0.0 if math.isnan(chance) else chance), axes
 
@@ -235,28 +242,46 @@ def _layer_names(data: xr.Dataset) -> list[str]:
 
 def _layer_ticks(axes: Axes, panel: xr.Dataset) -> None:
     names = _layer_names(panel)
+    _frame(axes)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.tick_params(length=2)
     axes.set_xlabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
 
 
-def _group_ticks(axes: Axes, panel: xr.Dataset, by: str, *, shown: float) -> None:
-    """Names of groups with their n; every second or so where they would not fit the height."""
+def _group_labels(panel: xr.Dataset, by: str) -> list[str]:
+    """Names of groups with their numbers of utterances."""
     counts = panel["n"].transpose(by, "layer", "unit").values
-    labels = [
+    return [
         _plain(f"{str(name)[:24]}  (n = {int(n.max(initial=0)):,})")
         for name, n in zip(panel[by].values, counts, strict=True)
     ]
-    step = max(1, math.ceil(len(labels) / (shown / 0.14)))
-    axes.set_yticks(range(0, len(labels), step), labels[::step], fontsize=7)
+
+
+def _group_ticks(axes: Axes, labels: list[str], *, count: int, height: float) -> None:
+    """Labels of rows; every second or so where `height` inches are too few."""
+    step = max(1, math.ceil(count / (height / 0.14)))
+    axes.set_yticks(range(0, count, step), labels[::step] or [""] * len(range(0, count, step)))
+    axes.tick_params(axis="y", labelsize=7.5)
 
 
 def _title(panel: xr.Dataset, group: str | None) -> str:
     parts = [str(panel.attrs.get(key, "")) for key in ("statistic", "capture", "view")]
-    what = f"{parts[0]} of {parts[1]}, {parts[2]}" if all(parts) else "pooled activations"
+    what = f"{parts[0]} of {parts[1]}, view {parts[2]}" if all(parts) else "pooled activations"
     by = str(panel.attrs.get("by", ALL))
     who = "All utterances" if group is None or by == ALL else f"{by.capitalize()} {group}"
-    return f"{who}: correlation of units with emotion ({what})"
+    return f"{who}: how each unit ({what}) follows the labels"
+
+
+def _style_bar(bar: Any, label: str) -> None:
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.outline.set_visible(False)
+
+
+def _frame(axes: Axes) -> None:
+    axes.tick_params(length=2, labelsize=8)
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.6)
+        spine.set_color(ACCENT)
 
 
 def _colours(name: str) -> Any:

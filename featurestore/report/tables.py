@@ -12,30 +12,31 @@ import pandas as pd
 
 from featurestore.analysis.regression import summarise
 from featurestore.errors import AnalysisError
-from featurestore.report.files import replacing
+from featurestore.files import replacing
 
 _STATISTICS = {
     "MSE mean": "mse_mean",
     "MSE variance": "mse_variance",
     "MSE standard deviation": "mse_std",
     "CCC": "ccc_mean",
+    "CCC pooled": "ccc_pooled",
     "R2": "r2_mean",
 }
 
 
-def wide_table(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per feature set: Features, then for every target MSE mean, variance, ..., R2.
+def long_table(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per target and feature set: Target, Features, MSE mean, MSE variance, ..., R2.
 
     Args:
         results: what `evaluate` returned for one table.
     """
-    summary = summarise(results)
-    rows: dict[str, dict[str, Any]] = {}
-    for record in summary.to_dict("records"):
-        row = rows.setdefault(str(record["feature_set"]), {"Features": record["feature_set"]})
-        for heading, column in _STATISTICS.items():
-            row[f"{record['target']} {heading}"] = record[column]
-    return pd.DataFrame(list(rows.values()))
+    summary = summarise(results).sort_values("target", key=_in_order_seen, kind="stable")
+    columns = {"Target": "target", "Features": "feature_set", **_STATISTICS}
+    return pd.DataFrame({heading: list(summary[name]) for heading, name in columns.items()})
+
+
+def _in_order_seen(values: pd.Series) -> pd.Series:
+    return values.map({value: i for i, value in enumerate(dict.fromkeys(values))})
 
 
 def caption(results: pd.DataFrame) -> str:
@@ -53,7 +54,8 @@ def caption(results: pd.DataFrame) -> str:
         "training fold.",
         "MSE in squared units of the label; variance and standard deviation over folds with "
         "ddof = 1.",
-        "CCC (Lin 1989) and R2 (against the held-out speaker's own mean) are means over folds.",
+        "CCC (Lin 1989) and R2 (against the held-out speaker's own mean) are means over folds; CCC "
+        "pooled is that of all held-out predictions together.",
     ]
     return " ".join(sentences)
 
@@ -65,13 +67,15 @@ def markdown_table(results: pd.DataFrame, *, notes: Sequence[str] = ()) -> str:
         results: what `evaluate` returned for one table.
         notes: caveats to print below, such as that the weights are untrained.
     """
-    wide = wide_table(results)
+    table = long_table(results)
     lines = [
-        "| " + " | ".join(_cell(name) for name in wide.columns) + " |",
-        "| :-- |" + " --: |" * (wide.shape[1] - 1),
+        "| " + " | ".join(_cell(name) for name in table.columns) + " |",
+        "| :-- | :-- |" + " --: |" * (table.shape[1] - 2),
     ]
-    for row in wide.itertuples(index=False):
-        lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
+    bounded = [str(name).startswith(("CCC", "R2")) for name in table.columns]
+    for row in table.itertuples(index=False):
+        cells = [_cell(value, bounded=b) for value, b in zip(row, bounded, strict=True)]
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", caption(results)]
     remarks = [*_undefined(results), *results.attrs.get("notes", []), *notes]
     if remarks:
@@ -105,7 +109,7 @@ def write_tables(
         rows = results[results["table"] == number]
         contents = {
             f"table{number}.md": markdown_table(rows, notes=notes),
-            f"table{number}.csv": wide_table(rows).to_csv(index=False, na_rep="NaN"),
+            f"table{number}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
             f"table{number}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
         }
         for name, text in contents.items():
@@ -128,12 +132,17 @@ def _undefined(results: pd.DataFrame) -> list[str]:
     return remarks
 
 
-def _cell(value: Any) -> str:
-    """Three decimals; four significant digits where those would say nothing or fill the page."""
+def _cell(value: Any, *, bounded: bool = False) -> str:
+    """Three decimals; four significant digits where those would say nothing or fill the page.
+
+    Args:
+        value: text or number.
+        bounded: whether the number is a CCC or R2, of which a small value simply is about zero.
+    """
     if not isinstance(value, float):
         return str(value).replace("|", r"\|").replace("\n", " ")
     if math.isnan(value):
         return "NaN"
-    if value != 0 and (abs(value) < 0.001 or abs(value) >= 10_000):
+    if abs(value) >= 10_000 or (0 < abs(value) < 0.001 and not bounded):
         return f"{value:.3e}"
-    return f"{value:.3f}"
+    return f"{value + 0.0:.3f}".replace("-0.000", "0.000")

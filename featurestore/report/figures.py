@@ -75,22 +75,18 @@ def heatmap(
     limit = _limit([panel["r"].values for panel in panels.values()])
     figure = Figure(figsize=(11.5, 1.1 + 3.15 * len(panels)), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(6.2, 1))
-    images, maps, strongest = [], [], []
+    images, strongest = [], []
     for row, (target, panel) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[row, 0])
         images.append(_map_panel(axes, panel, target, limit, last=row == len(panels) - 1))
-        maps.append(axes)
         side = figure.add_subplot(grid[row, 1])
         strongest.append(_layer_panel(side, panel, first=row == 0, last=row == len(panels) - 1))
         side.sharey(axes)
     for _, side in strongest:
         side.set_xlim(0, 1.12 * max(value for value, _ in strongest))
     bar = figure.colorbar(images[0], ax=figure.axes, pad=0.012, aspect=42)
-    bar.set_ticks(
-        [-limit, -limit / 2, 0, limit / 2, limit],
-        labels=[f"\N{MINUS SIGN}{limit:.2g}", f"\N{MINUS SIGN}{limit / 2:.2g}", "0"]
-        + [f"+{limit / 2:.2g}", f"+{limit:.2g}"],
-    )
+    ticks = (-limit, -limit / 2, 0.0, limit / 2, limit)
+    bar.set_ticks(ticks, labels=[f"{tick:+.2g}" if tick else "0" for tick in ticks])
     _style_bar(bar, "Pearson r")
     figure.suptitle(_plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
     undefined = any(bool(np.isnan(panel["r"].values).any()) for panel in panels.values())

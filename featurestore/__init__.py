@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from featurestore.encoder import load_encoder as load_encoder
     from featurestore.frontend import mfcc as mfcc
     from featurestore.ingest import ingest as ingest
+    from featurestore.planning import plan_ingest as plan_ingest
+    from featurestore.store.reader import Store as Store
     from featurestore.store.reader import open_store as open_store
     from featurestore.store.verify import verify as verify
 
@@ -34,7 +36,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "encoder": ["encode", "load_encoder"],
         "frontend": ["mfcc"],
         "ingest": ["ingest"],
-        "store.reader": ["open_store"],
+        "planning": ["plan_ingest"],
+        "store.reader": ["Store", "open_store"],
         "store.verify": ["verify"],
     },
 )

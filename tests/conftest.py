@@ -6,6 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Array shapes in signatures are checked whenever a test calls a function. Public functions, which
+# refuse bad input with errors of their own, are left to show those.
+install_import_hook(
+    ["featurestore.analysis.moments", "featurestore.extract", "featurestore.kernels"],
+    "beartype.beartype",
+)
 
 SHARED = Path(os.environ.get("FEATURESTORE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -30,6 +30,7 @@ class AnalysisWarning(UserWarning):
     """Something is left out of an analysis; the message says what, and how to have it."""
 
 
+@runtime_checkable
 class Store(Protocol):
     """What the analyses read of a feature store; `featurestore.open_store` returns one."""
 

@@ -150,7 +150,11 @@ def run_ingest(
 
     # Without a terminal there is no bar; a line now and then tells a job's log that it lives.
     shown = True if progress is None else progress
-    summary = run_plan(plan, table, encoder=encoder, config=config, variant=variant, progress=shown)
+    try:
+        summary = run_plan(plan, progress=shown)
+    except KeyboardInterrupt:
+        note("stopped: what is written is safe; run the same command again to go on")
+        raise typer.Exit(130) from None
     if talk:
         _print_summary(summary)
         if encoder is not None and encoder.untrained:
@@ -176,6 +180,8 @@ def _print_plan(plan: IngestPlan) -> None:
         ("compilations", f"{plan.compilations}"),
         ("set aside", f"{len(plan.skipped)}"),
     ]
+    if plan.relabelled:
+        rows.append(("labels", f"{plan.relabelled:,} stored utterances will follow the manifest"))
     for name, value in rows:
         print(f"  {name:<15} {value}")
 

@@ -34,8 +34,7 @@ def _view_rows(view: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", f"{state} ({view['parts']} parts)"),
         ("utterances", f"{view['utterances']:,}, {view['hours']:.2f} h"),
     ]
-    if view["speakers"] is not None:
-        rows += [("speakers", str(view["speakers"])), ("labels", ", ".join(view["labels"]))]
+    rows += [("speakers", str(view["speakers"])), ("labels", ", ".join(view["labels"]))]
     if view["weights_source"]:
         rows.append(("weights", f"{view['weights_source']} ({view['weights'][:12]})"))
     if view["front_end"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,10 +90,19 @@ def functionals_of_many(
 
     Yields:
         What `functionals` returns, or the reason why it could not, as text.
+
+    Raises:
+        FeatureStoreError: a process was killed.
     """
     import joblib
 
     # loky starts clean interpreters (never a fork of a process that runs JAX) and, unlike
     # multiprocessing's spawn, works from scripts without an `if __name__ == "__main__"`.
     pool = joblib.Parallel(workers, backend="loky", return_as="generator", batch_size="auto")
-    yield from pool(joblib.delayed(_one)(*segment) for segment in segments)
+    try:
+        yield from pool(joblib.delayed(_one)(*segment) for segment in segments)
+    except BrokenProcessPool as error:
+        raise FeatureStoreError(
+            "an openSMILE process was killed, probably for want of memory. What is written is "
+            "safe; run the same ingest again, with fewer workers (--workers 1)"
+        ) from error

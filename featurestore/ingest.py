@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from featurestore.errors import StoreError
-from featurestore.frontend import FrontEnd
 from featurestore.pipeline import Clock, Work, rows_of, run_egemaps, run_network
 from featurestore.planning import (
     NEURAL_VIEWS,
@@ -22,14 +21,13 @@ from featurestore.planning import (
     IngestPlan,
     Job,
     Skipped,
-    chosen_front_end,
     load_table,
     plan_ingest,
-    view_configs,
 )
 from featurestore.progress import progress_bar
-from featurestore.store.ledger import create_store, create_view, read_views
-from featurestore.store.writer import PartWriter, finish_part, relabel_part
+from featurestore.store.ledger import create_store, create_view, writing
+from featurestore.store.rows import read_rows, write_rows
+from featurestore.store.writer import PartWriter, finish_part
 from featurestore.types import FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
 
 if TYPE_CHECKING:
@@ -105,8 +103,8 @@ def ingest(
     store: str | os.PathLike[str],
     *,
     encoder: Encoder | str | None = None,
-    views: Sequence[ViewKind] = VIEW_KINDS,
-    captures: Sequence[Capture] = ("gate",),
+    views: ViewKind | Sequence[ViewKind] = VIEW_KINDS,
+    captures: Capture | Sequence[Capture] = ("gate",),
     frames: bool = True,
     dtype: FrameDtype = "float16",
     variant: str | None = None,
@@ -134,11 +132,11 @@ def ingest(
     Raises:
         ManifestError: a bad manifest, naming row and column, before any work.
         CheckpointError: weights that cannot be used.
-        StoreError: a folder that is not a store, a full disk.
+        StoreError: a folder that is not a store, ids stored from other audio, a full disk.
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
     began = time.perf_counter()
-    config = config or IngestConfig(tuple(views), tuple(captures), frames, dtype)
+    config = config or IngestConfig(views, captures, frames, dtype)
     table = load_table(manifest)
     if isinstance(encoder, str | os.PathLike):
         from featurestore.encoder import load_encoder
@@ -147,50 +145,33 @@ def ingest(
     plan = plan_ingest(
         table, store, encoder=encoder, config=config, variant=variant, progress=progress
     )
-    return run_plan(
-        plan, table, encoder=encoder, config=config, variant=variant, progress=progress, began=began
-    )
+    return run_plan(plan, progress=progress, began=began)
 
 
 def run_plan(
-    plan: IngestPlan,
-    manifest: pd.DataFrame,
-    *,
-    encoder: Encoder | None,
-    config: IngestConfig,
-    variant: str | None = None,
-    progress: bool | None = None,
-    began: float | None = None,
+    plan: IngestPlan, *, progress: bool | None = None, began: float | None = None
 ) -> IngestSummary:
-    """Do what `plan_ingest` planned, with the same arguments.
+    """Do what `plan_ingest` planned.
 
     Args:
-        plan: from `plan_ingest`.
-        manifest: the validated table that was planned.
-        encoder: as planned.
-        config: as planned.
-        variant: as planned.
+        plan: what to do.
         progress: whether to show bars; None shows them on a terminal.
         began: `time.perf_counter()` from which the run counts; now by default.
 
     Raises:
-        StoreError: a full disk.
+        StoreError: a full disk, or another process that is writing to the store.
+        FeatureStoreError: an openSMILE process was killed.
     """
     began = time.perf_counter() if began is None else began
-    end = chosen_front_end(encoder, variant)
-    versions, clock = _versions(), Clock()
-    create_store(plan.store)
-    for made in view_configs(config, encoder, end).values():
-        create_view(plan.store, made, versions)
-    run = _Run(plan, config, encoder, end, versions, clock, progress)
+    run = _Run(plan, _versions(), Clock(), progress)
     try:
-        for job in plan.jobs:
-            for part, _ in job.parts.values():
-                part.begin(job.plan, job.rows, job.frames)
-            run.network(job)
-            run.egemaps(job)
-        added, set_aside = _finish(plan)
-        relabelled = _relabel(plan, manifest)
+        create_store(plan.store)
+        with writing(plan.store):
+            run.begin()
+            for job in plan.jobs:
+                run.network(job)
+                run.egemaps(job)
+            added, set_aside = _finish(plan)
     except OSError as error:
         raise StoreError(
             f"writing to {plan.store} failed: {error.strerror or error}. What is written is safe; "
@@ -201,9 +182,9 @@ def run_plan(
         views=plan.views,
         utterances=len(added),
         hours=math.fsum(added.values()) / 3600,
-        relabelled=relabelled,
+        relabelled=plan.relabelled,
         seconds=time.perf_counter() - began,
-        stages=clock.seconds,
+        stages=run.clock.seconds,
         skipped=(*plan.skipped, *set_aside),
         plan=plan,
     )
@@ -214,12 +195,20 @@ class _Run:
     """What all jobs of a run share."""
 
     plan: IngestPlan
-    config: IngestConfig
-    encoder: Encoder | None
-    end: FrontEnd
     versions: dict[str, str]
     clock: Clock
     progress: bool | None
+
+    def begin(self) -> None:
+        """Put on disk what will be done, before any of it is."""
+        setup = self.plan.setup
+        if not self.plan.rows.equals(read_rows(setup.root)):
+            write_rows(setup.root, self.plan.rows)
+        for view in setup.views.values():
+            create_view(setup.root, view.config, self.versions)
+        for job in self.plan.jobs:
+            for part, _ in job.parts.values():
+                part.begin(job.plan, list(job.rows["id"]), job.frames)
 
     def _work(self, job: Job, kinds: Sequence[ViewKind], tick: Any) -> Work:
         parts = [job.parts[kind] for kind in kinds if kind in job.parts]
@@ -237,28 +226,31 @@ class _Run:
         """Make the job's columns of `gcu` and `mfcc`."""
         from featurestore.extract import Request
 
+        setup = self.plan.setup
         if not job.missing(NEURAL_VIEWS):
             return
         with self._bar("Encoding", job, NEURAL_VIEWS) as tick:
             run_network(
                 self._work(job, NEURAL_VIEWS, tick),
-                variables=self.encoder.variables if self.encoder else {},
+                variables=setup.encoder.variables if setup.encoder else {},
                 request=Request(
-                    captures=self.config.captures if job.missing(("gcu",)) else (),
+                    captures=tuple(setup.config.captures) if job.missing(("gcu",)) else (),
                     mfcc=bool(job.missing(("mfcc",))),
-                    frames=self.config.frames,
-                    dtype=self.config.dtype,
+                    frames=setup.config.frames,
+                    dtype=setup.config.dtype,
                 ),
-                front_end=self.end,
+                front_end=setup.front_end,
                 buckets=self.plan.buckets,
-                decoders=self.config.workers,
+                decoders=setup.config.workers,
             )
 
     def egemaps(self, job: Job) -> None:
         """Make the job's columns of `egemaps`."""
         if job.missing(("egemaps",)):
             with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
-                run_egemaps(self._work(job, ("egemaps",), tick), workers=self.config.workers)
+                run_egemaps(
+                    self._work(job, ("egemaps",), tick), workers=self.plan.setup.config.workers
+                )
 
     def _bar(self, title: str, job: Job, kinds: Sequence[ViewKind]) -> Any:
         seconds = float(job.frames[job.members(kinds)].sum()) * FRAME_PERIOD_S
@@ -290,14 +282,3 @@ def _finish(plan: IngestPlan) -> tuple[dict[str, float], list[Skipped]]:
         Skipped(id, paths[id], tuple(kinds), reason) for (id, reason), kinds in aside.items()
     ]
     return added, skipped
-
-
-def _relabel(plan: IngestPlan, manifest: pd.DataFrame) -> int:
-    """Let speakers and labels of stored utterances follow the manifest; how many changed."""
-    changed: set[str] = set()
-    for view in read_views(plan.store):
-        if view.name in plan.views:
-            for part in view.parts():
-                if part.complete:
-                    changed |= relabel_part(part, manifest)
-    return len(changed)

@@ -7,7 +7,6 @@ grow with the corpus.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from featurestore.frontend import FrontEnd, frame_count
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
 from featurestore.survey import samples_for, segment
+from featurestore.types import FRAME_PERIOD_S
 
 _BATCHES_AHEAD = 3  # decoded before the device asks for them
 
@@ -67,7 +67,7 @@ class Work:
         writers: the column's arrays in each view, with the columns each one still misses.
         versions: of the libraries, for the ledger.
         clock: where time goes.
-        tick: called with the seconds of audio done.
+        tick: called with the seconds of audio done, set aside or not.
     """
 
     columns: Sequence[Column]
@@ -146,6 +146,10 @@ class _ColumnWriter:
             self._pending.result()
             self._pending = None
 
+    def raise_failure(self) -> None:
+        if self._pending is not None and self._pending.done():
+            self._pending.result()
+
     def _write(self, column: _OpenColumn) -> None:
         column.allocate()
         with self._work.clock("write"):
@@ -173,6 +177,9 @@ def _column_writer(work: Work) -> Iterator[_ColumnWriter]:
     try:
         yield writer
         writer.wait()
+    except BaseException:
+        writer.raise_failure()  # a write that failed came first, and is the cause
+        raise
     finally:
         writer.close()
 
@@ -206,6 +213,7 @@ class _Step:
 
     column: _OpenColumn
     batch: Batch
+    all_members: tuple[int, ...]
     members: list[int]
     decoding: list[Future[_Decoded | str]]
     last: bool
@@ -226,7 +234,9 @@ def _steps(
                 pool.submit(_decode, work.rows[i], int(work.frames[i]), front_end, work.clock)
                 for i in members
             ]
-            yield _Step(opened, batch, members, decoding, last=position == len(planned) - 1)
+            yield _Step(
+                opened, batch, tuple(members), members, decoding, last=position == len(planned) - 1
+            )
 
 
 def _ahead(steps: Iterator[_Step], count: int) -> Iterator[_Step]:
@@ -316,7 +326,7 @@ def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
                 duration_s=decoded.duration_s,
                 sha256=decoded.sha256,
             )
-    work.tick(math.fsum(one.duration_s for one in step.decoded))
+    work.tick(float(work.frames[list(step.all_members)].sum()) * FRAME_PERIOD_S)
     if step.last:
         writer.submit(step.column)
 
@@ -338,6 +348,7 @@ def run_egemaps(work: Work, *, workers: int) -> None:
                 row = work.rows[member]
                 with work.clock("eGeMAPS"):
                     result = next(results)
+                work.tick(float(work.frames[member]) * FRAME_PERIOD_S)
                 if isinstance(result, str):
                     opened.set_aside.append(SetAside(row["id"], result))
                     continue
@@ -350,7 +361,6 @@ def run_egemaps(work: Work, *, workers: int) -> None:
                     duration_s=duration,
                     sha256=sha256,
                 )
-                work.tick(duration)
             writer.submit(opened)
 
 

@@ -18,8 +18,9 @@ from featurestore.corpus import read_manifest, validate_manifest
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.progress import progress_bar
-from featurestore.store.ledger import Part, View, check_store
+from featurestore.store.ledger import Part, View, check_store, is_free
 from featurestore.store.plan import Column, PartPlan, plan_part
+from featurestore.store.rows import merge_rows, moved_files, moved_segments, read_rows
 from featurestore.store.schema import ViewConfig, stored_bytes
 from featurestore.survey import Measured, survey
 from featurestore.types import CAPTURES, FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
@@ -28,13 +29,20 @@ if TYPE_CHECKING:
     from featurestore.encoder import Encoder
 
 
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class IngestConfig:
     """How features are made and kept.
 
     Attributes:
-        views: which views to make.
-        captures: capture points of the network.
+        views: which views to make; kept as a tuple, also of one name.
+        captures: capture points of the network; likewise.
         frames: whether to keep every frame, besides pooled statistics.
         dtype: of the frames kept.
         batching: how batches are shaped.
@@ -42,13 +50,13 @@ class IngestConfig:
         workers: decoding threads and openSMILE processes.
     """
 
-    views: tuple[ViewKind, ...] = VIEW_KINDS
-    captures: tuple[Capture, ...] = ("gate",)
+    views: ViewKind | Sequence[ViewKind] = VIEW_KINDS
+    captures: Capture | Sequence[Capture] = ("gate",)
     frames: bool = True
     dtype: FrameDtype = "float16"
     batching: BatchPolicy = field(default_factory=BatchPolicy)
     column_frames: int | None = None
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=_cores)
 
     def __post_init__(self) -> None:
         """Refuse what no view or network has.
@@ -56,6 +64,10 @@ class IngestConfig:
         Raises:
             FeatureStoreError: an unknown view, capture or type.
         """
+        for name in ("views", "captures"):
+            given = getattr(self, name)
+            # One name on its own is a list of one, not of its letters.
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         _refuse_unknown("view", self.views, VIEW_KINDS)
         _refuse_unknown("capture", self.captures, CAPTURES)
         _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))
@@ -114,6 +126,28 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What is to be done how; the same for the plan and the run.
+
+    Attributes:
+        root: folder of the store.
+        config: how features are made.
+        encoder: the network, if there is one.
+        front_end: how samples become MFCC.
+        views: places and configurations of the views.
+    """
+
+    root: Path
+    config: IngestConfig
+    encoder: Encoder | None
+    front_end: FrontEnd
+    views: dict[ViewKind, View]
+
+
+_INTERNAL = ("setup", "rows", "jobs", "buckets")
+
+
+@dataclass(frozen=True)
 class IngestPlan:
     """What an ingest will do, known before it does anything.
 
@@ -127,7 +161,8 @@ class IngestPlan:
         columns: units of work.
         bytes_to_write: about how much disk they take.
         padding_waste: share of computed frames that are padding, 0 to 1.
-        compilations: shapes that the network is compiled for.
+        compilations: programs that are compiled, one per bucket and set of views.
+        relabelled: stored utterances whose speaker, text or labels the manifest changes.
         skipped: what cannot be read, as far as headers tell.
     """
 
@@ -141,13 +176,16 @@ class IngestPlan:
     bytes_to_write: int
     padding_waste: float
     compilations: int
+    relabelled: int
     skipped: tuple[Skipped, ...]
+    setup: Setup = field(repr=False)
+    rows: pd.DataFrame = field(repr=False)
     jobs: tuple[Job, ...] = field(repr=False)
     buckets: tuple[Bucket, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        public = {k: v for k, v in vars(self).items() if k not in ("jobs", "buckets")}
+        public = {k: v for k, v in vars(self).items() if k not in _INTERNAL}
         return {
             **public,
             "store": str(self.store),
@@ -175,10 +213,10 @@ def view_configs(
             front_end=end.name,
             weights=encoder.fingerprint,
             weights_source=encoder.name,
-            captures=config.captures,
+            captures=tuple(name for name in CAPTURES if name in config.captures),
             layer_names=encoder.layer_names,
             frames=config.frames,
-            dtype=config.dtype,
+            dtype=config.dtype if config.frames else "float32",
         )
     if "mfcc" in config.views:
         made["mfcc"] = ViewConfig(
@@ -191,27 +229,29 @@ def view_configs(
 
 @dataclass(frozen=True)
 class _Held:
-    """What a view has already: utterances that are whole, and parts that were begun."""
+    """What a view has already: utterances that are whole, with seconds, and parts begun."""
 
-    ids: frozenset[str]
-    begun: tuple[tuple[Part, PartPlan, pd.DataFrame, np.ndarray], ...]
+    seconds: dict[str, float]
+    begun: tuple[tuple[Part, PartPlan, list[str], np.ndarray], ...]
 
     @property
     def taken(self) -> frozenset[str]:
         """Utterances that need no new plan."""
-        return self.ids.union(*(rows["id"] for _, _, rows, _ in self.begun))
+        return frozenset(self.seconds).union(*(ids for _, _, ids, _ in self.begun))
 
 
 def _held(view: View) -> _Held:
-    ids: set[str] = set()
+    seconds: dict[str, float] = {}
     begun = []
     for part in view.parts():
-        if part.complete:
-            records = part.committed().values()
-            ids.update(row["id"] for record in records for row in record["utterances"])
-        else:
-            begun.append((part, *part.planned()))
-    return _Held(frozenset(ids), tuple(begun))
+        plan, ids, frames = part.planned()
+        records = part.committed()
+        for record in records.values():
+            seconds.update({row["id"]: row["duration_s"] for row in record["utterances"]})
+        # A part that lost a record is made whole again, although it was complete once.
+        if not part.complete or len(records) < len(plan.columns):
+            begun.append((part, plan, ids, frames))
+    return _Held(seconds, tuple(begun))
 
 
 def plan_ingest(
@@ -235,30 +275,61 @@ def plan_ingest(
 
     Raises:
         ManifestError: a bad manifest, naming row and column.
-        StoreError: a folder that is not a store, or too little room on the disk.
+        StoreError: a folder that is not a store, ids that are stored from other audio, or too
+            little room on the disk.
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
-    config = config or IngestConfig()
     table = load_table(manifest)
-    root = Path(store)
-    end = chosen_front_end(encoder, variant)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    setup = _set_up(Path(store), encoder, config or IngestConfig(), variant)
+    held = {kind: _held(view) for kind, view in setup.views.items()}
+    stored = read_rows(setup.root)
+    _check_same_audio(stored, table, held)
+    rows, changed = merge_rows(stored, table)
+    known = frozenset.intersection(*(one.taken for one in held.values()))
+    unknown = table[~table["id"].isin(known)]
+    neural = set(NEURAL_VIEWS) & set(setup.views)
+    with progress_bar("Reading headers", len(unknown), unit="files", show=progress) as tick:
+        measured, problems = survey(unknown, setup.front_end if neural else None, tick)
+    jobs = _jobs(setup, held, rows, table, measured)
+    skipped = _skipped(table, held, measured, problems)
+    plan = _describe(setup, table, rows, jobs, skipped, len(changed))
+    _check_room(plan)
+    return plan
+
+
+def _set_up(
+    root: Path, encoder: Encoder | None, config: IngestConfig, variant: str | None
+) -> Setup:
+    if not is_free(root):
         check_store(root)
+    end = encoder.front_end if variant is None and encoder else front_end(variant or "librosa-0.5")
     views = {
         kind: View(root / "views" / made.name, made)
         for kind, made in view_configs(config, encoder, end).items()
     }
-    held = {kind: _held(view) for kind, view in views.items()}
-    known = frozenset.intersection(*(one.taken for one in held.values()))
-    unknown = table[~table["id"].isin(known)]
-    neural = {"gcu", "mfcc"} & set(views)
-    with progress_bar("Reading headers", len(unknown), unit="files", show=progress) as tick:
-        measured, problems = survey(unknown, end if neural else None, tick)
-    jobs = _jobs(views, held, table, measured, config)
-    skipped = _skipped(table, held, measured, problems)
-    plan = _describe(root, views, table, jobs, skipped, config)
-    _check_room(plan)
-    return plan
+    return Setup(root, config, encoder, end, views)
+
+
+def _check_same_audio(
+    stored: pd.DataFrame, table: pd.DataFrame, held: dict[ViewKind, _Held]
+) -> None:
+    """Refuse ids that stand for one sound in the store and for another in the manifest."""
+    taken = frozenset[str]().union(*(one.taken for one in held.values()))
+    moved = moved_segments(stored, table, taken)
+    if moved:
+        raise StoreError(
+            f"utterance '{moved[0]}' is stored as another segment of its file ({len(moved)} such "
+            "utterances); give new segments ids of their own, or use a new store"
+        )
+    seconds = {id: value for one in held.values() for id, value in one.seconds.items()}
+    elsewhere = table[table["id"].isin(moved_files(stored, table, frozenset(seconds)))]
+    measured, _ = survey(elsewhere, None, lambda amount: None)
+    for id, found in measured.items():
+        if abs(found.duration_s - seconds[id]) > 1e-6:
+            raise StoreError(
+                f"utterance '{id}' is stored from another file: {seconds[id]:.3f} s of audio, in "
+                f"this manifest {found.duration_s:.3f} s; give it another id, or use a new store"
+            )
 
 
 def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
@@ -272,52 +343,41 @@ def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
     return read_manifest(manifest)
 
 
-def chosen_front_end(encoder: Encoder | None, variant: str | None) -> FrontEnd:
-    """The front end asked for, else the encoder's, else the one of the published weights."""
-    if variant is None and encoder is not None:
-        return encoder.front_end
-    return front_end(variant or "librosa-0.5")
-
-
 def _jobs(
-    views: dict[ViewKind, View],
+    setup: Setup,
     held: dict[ViewKind, _Held],
+    rows: pd.DataFrame,
     table: pd.DataFrame,
     measured: dict[str, Measured],
-    config: IngestConfig,
 ) -> list[Job]:
     """Parts to complete, then one part for what no part has yet; views that agree share them."""
     jobs: dict[str, Job] = {}
+    by_id = rows.set_index("id", drop=False)
 
     def add(
-        kind: ViewKind, part: Part, plan: PartPlan, rows: pd.DataFrame, frames: np.ndarray
+        kind: ViewKind, part: Part, plan: PartPlan, ids: Sequence[str], frames: np.ndarray
     ) -> None:
         todo = frozenset(column.index for column in plan.columns) - frozenset(part.committed())
-        job = jobs.setdefault(part.name, Job(plan, rows, frames, {}))
+        mine = by_id.loc[list(ids)].reset_index(drop=True)
+        job = jobs.setdefault(part.name, Job(plan, mine, frames, {}))
         job.parts[kind] = (part, todo)
 
     for kind, has in held.items():
-        for part, plan, rows, frames in has.begun:
-            add(kind, part, plan, _refreshed(rows, table), frames)
+        for begun in has.begun:
+            add(kind, *begun)
         taken = has.taken
-        wanted = [
-            id in measured and id not in taken and (kind == "egemaps" or not measured[id].refusal)
+        ids = [
+            id
             for id in table["id"]
+            if id in measured
+            and id not in taken
+            and (kind == "egemaps" or not measured[id].refusal)
         ]
-        rows = table[wanted].reset_index(drop=True)
-        if len(rows):
-            frames = np.array([measured[id].frames for id in rows["id"]], int)
-            plan = plan_part(list(rows["id"]), frames, frames=config.column_frames)
-            add(kind, views[kind].part(plan.name), plan, rows, frames)
+        if ids:
+            frames = np.array([measured[id].frames for id in ids], int)
+            plan = plan_part(ids, frames, frames=setup.config.column_frames)
+            add(kind, setup.views[kind].part(plan.name), plan, ids, frames)
     return list(jobs.values())
-
-
-def _refreshed(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Planned rows with what the manifest says now, such as the new place of moved files."""
-    current = table[table["id"].isin(rows["id"])]
-    gone = rows[~rows["id"].isin(current["id"])]
-    both = pd.concat([current, gone], ignore_index=True) if len(gone) else current
-    return both.set_index("id").loc[rows["id"]].reset_index()
 
 
 def _skipped(
@@ -338,40 +398,49 @@ def _skipped(
 
 
 def _describe(
-    root: Path,
-    views: dict[ViewKind, View],
+    setup: Setup,
     table: pd.DataFrame,
+    rows: pd.DataFrame,
     jobs: Sequence[Job],
     skipped: tuple[Skipped, ...],
-    config: IngestConfig,
+    relabelled: int,
 ) -> IngestPlan:
     todo: dict[str, int] = {}
-    size = columns = 0
+    size = 0
     for job in jobs:
         members = job.members()
         todo.update(zip(job.rows["id"].iloc[members], job.frames[members].tolist(), strict=True))
-        columns += len(job.missing())
         for kind, (part, _) in job.parts.items():
-            frames = job.frames[job.members((kind,))]
-            size += stored_bytes(part.view.config, utterances=len(frames), frames=int(frames.sum()))
-    per_column = [
-        job.frames[list(column.members)] for job in jobs for column in job.columns(NEURAL_VIEWS)
-    ]
+            for column in job.columns((kind,)):
+                frames = int(job.frames[list(column.members)].sum())
+                size += stored_bytes(
+                    part.view.config, utterances=len(column.members), frames=frames
+                )
+    neural = [(job, column) for job in jobs for column in job.columns(NEURAL_VIEWS)]
+    per_column = [job.frames[list(column.members)] for job, column in neural]
     every = np.concatenate(per_column) if per_column else np.array([], int)
-    buckets = choose_buckets(every, config.batching)
-    batched = [batch for frames in per_column for batch in batches(frames, buckets)]
+    buckets = choose_buckets(every, setup.config.batching)
+    batched = [batches(frames, buckets) for frames in per_column]
+    programs = {
+        (batch.bucket, bool(job.missing(("gcu",))), bool(job.missing(("mfcc",))))
+        for (job, _), planned in zip(neural, batched, strict=True)
+        for batch in planned
+    }
     return IngestPlan(
-        store=root,
-        views=tuple(view.name for view in views.values()),
+        store=setup.root,
+        views=tuple(view.name for view in setup.views.values()),
         corpus_utterances=len(table),
         utterances=len(todo),
         hours=sum(todo.values()) * FRAME_PERIOD_S / 3600,
         frames=sum(todo.values()),
-        columns=columns,
+        columns=sum(len(job.missing()) for job in jobs),
         bytes_to_write=size,
-        padding_waste=padding_waste(every, batched),
-        compilations=len(buckets),
+        padding_waste=padding_waste(every, [batch for planned in batched for batch in planned]),
+        compilations=len(programs),
+        relabelled=relabelled,
         skipped=skipped,
+        setup=setup,
+        rows=rows,
         jobs=tuple(jobs),
         buckets=buckets,
     )

@@ -251,7 +251,7 @@ def test_a_bad_file_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "m.parquet"
     broken.write_bytes(b"PAR1 but not really")
     assert "Parquet" in refusal(lambda: read_manifest(broken))
-    absent = tmp_path / "none" / "m.csv"
+    absent = tmp_path / "m.parquet" / "m.csv"  # a file where a folder would have to be
     assert "cannot be written" in refusal(lambda: write_manifest(table(), absent))
 
 

@@ -60,6 +60,15 @@ RESERVED = (
     "audio_sha256",
     "column",
     "layer_name",
+    "slot",
+    "gate",
+    "skip",
+    "residual",
+    "mfcc",
+    "egemaps",
+    "features",
+    "c",
+    "zarr.json",
 )
 
 MAX_NAME_BYTES = 200  # file systems take 255; the store adds to the name

@@ -11,7 +11,8 @@ Every record appears under its name only when it is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,6 @@ from featurestore.errors import StoreError
 from featurestore.files import replacing
 from featurestore.store.plan import PartPlan, lay_out
 from featurestore.store.schema import FORMAT, FORMAT_VERSION, ViewConfig
-
-# Columns of plan.parquet beside the manifest's own; both are reserved names in manifests.
-_COLUMN, _FRAMES = "column", "frame_count"
 
 
 def _write_json(path: Path, values: Any) -> None:
@@ -58,11 +56,40 @@ def create_store(root: Path) -> None:
     if mark.exists():
         check_store(root)
         return
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if not is_free(root):
         raise StoreError(
             f"{root} exists and is not a feature store; give a new folder or an empty one"
         )
     _write_json(mark, {"format": FORMAT, "version": FORMAT_VERSION})
+
+
+def is_free(root: Path) -> bool:
+    """Whether a new store can be made there; what a killed run left behind is no matter."""
+    if not root.exists():
+        return True
+    return root.is_dir() and all(entry.name.startswith(".") for entry in root.iterdir())
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Keep other processes of this machine from writing to the store; released by any death.
+
+    Raises:
+        StoreError: another process is writing.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where this is left to the user
+        yield
+        return
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another ingest is writing to {root}; wait for it, or use another store"
+            ) from None
+        yield
 
 
 def check_store(root: Path) -> None:
@@ -139,20 +166,21 @@ class Part:
         """Whether its final success mark is on disk."""
         return (self.ledger / "complete.json").exists()
 
-    def begin(self, plan: PartPlan, rows: pd.DataFrame, frames: np.ndarray) -> None:
+    def begin(self, plan: PartPlan, ids: Sequence[str], frames: np.ndarray) -> None:
         """Record what the part will hold, unless that was done before.
 
         Args:
-            plan: which row goes where.
-            rows: manifest rows that the plan's members index.
-            frames: frames of each row.
+            plan: which utterance goes where.
+            ids: utterances that the plan's members index.
+            frames: frames of each.
         """
         if self.begun:
             return
         order = [i for column in plan.columns for i in column.members]
         columns = [column.index for column in plan.columns for _ in column.members]
-        table = rows.iloc[order].reset_index(drop=True)
-        table = table.assign(**{_COLUMN: columns, _FRAMES: frames[order]})
+        table = pd.DataFrame(
+            {"id": [ids[i] for i in order], "column": columns, "frame_count": frames[order]}
+        )
         with replacing(self.ledger / "plan.parquet") as temporary:
             table.to_parquet(temporary, index=False)
         values = {
@@ -163,8 +191,8 @@ class Part:
         }
         _write_json(self.ledger / "plan.json", values)
 
-    def planned(self) -> tuple[PartPlan, pd.DataFrame, np.ndarray]:
-        """The plan, the manifest rows that its members index, and their frames.
+    def planned(self) -> tuple[PartPlan, list[str], np.ndarray]:
+        """The plan, the utterances that its members index, and the frames of each.
 
         Raises:
             StoreError: a damaged record.
@@ -172,14 +200,15 @@ class Part:
         values = read_json(self.ledger / "plan.json")
         try:
             table = pd.read_parquet(self.ledger / "plan.parquet")
-            held = table.groupby(_COLUMN, sort=True).indices
+            held = table.groupby("column", sort=True).indices
             plan = lay_out(
                 values["name"], int(values["column_frames"]), [held[i] for i in sorted(held)]
             )
-            frames = table[_FRAMES].to_numpy(int)
-        except (OSError, ValueError, KeyError) as error:
-            raise StoreError(f"cannot read the plan in {self.ledger}: {error}") from None
-        return plan, table.drop(columns=[_COLUMN, _FRAMES]), frames
+            ids, frames = list(table["id"].to_numpy(object)), table["frame_count"].to_numpy(int)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(f"cannot read the plan in {self.ledger}: {reason}") from None
+        return plan, ids, frames
 
     def commit(self, column: int, record: dict[str, Any]) -> None:
         """Say that a column is whole. To be called after all of its shards are on disk."""
@@ -210,7 +239,7 @@ def create_view(root: Path, config: ViewConfig, versions: dict[str, str]) -> Vie
     return view
 
 
-def read_views(root: Path) -> Iterable[View]:
+def read_views(root: Path) -> list[View]:
     """Views of a store, in name order.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -17,8 +18,9 @@ import zarr
 
 from featurestore.errors import StoreError
 from featurestore.store.ledger import Part, View, check_store, read_json, read_views
+from featurestore.store.rows import read_rows
 from featurestore.store.schema import ViewConfig
-from featurestore.store.table import read_columns
+from featurestore.store.table import MEASURED, read_columns
 from featurestore.types import FRAME_PERIOD_S, STATISTICS
 
 # Utterances per dask block: 32 stored chunks, 30 MiB of one statistic of one capture.
@@ -44,7 +46,7 @@ class _OpenPart:
         return zarr.open_array(self.part.arrays / path, mode="r", zarr_format=3)
 
 
-def _open_part(part: Part) -> _OpenPart:
+def _open_part(part: Part, rows: pd.DataFrame) -> _OpenPart:
     if not part.complete:
         done = len(part.committed())
         planned = read_json(part.ledger / "plan.json").get("columns", "?")
@@ -52,21 +54,48 @@ def _open_part(part: Part) -> _OpenPart:
             f"view {part.view.name} is incomplete: {done} of {planned} columns of {part.name} are "
             "written. Run the same 'featurestore ingest' again to complete it"
         )
-    columns = read_columns(part)
+    columns = _measured(part)
     held = np.flatnonzero(columns["id"] != "")
     table = pd.DataFrame({name: values[held] for name, values in columns.items()})
-    extents = tuple(_extents(held, table)) if "frame_start" in table else ()
+    table = table.join(rows, on="id")
+    frames = int(read_json(part.ledger / "plan.json")["column_frames"])
+    extents = tuple(_extents(held, table, frames)) if "frame_start" in table else ()
     return _OpenPart(part, table.assign(slot=held), extents)
+
+
+def _measured(part: Part) -> dict[str, np.ndarray]:
+    """What ingest measured of a part's utterances; their labels come from the store's own table."""
+    try:
+        columns = read_columns(part, MEASURED)
+        if not {"id", "duration_s", "audio_sha256"} <= set(columns):
+            raise ValueError("columns are missing")
+    except Exception as error:  # damaged arrays raise whatever their codec does
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreError(
+            f"the utterance table of {part.arrays} cannot be read: {reason}; "
+            "'featurestore verify' says what else is damaged"
+        ) from error
+    return columns
+
+
+def _refuse_duplicates(view: View, parts: Sequence[_OpenPart]) -> None:
+    ids = pd.concat([part.table["id"] for part in parts])
+    if ids.duplicated().any():
+        raise StoreError(
+            f"view {view.name} holds utterance '{ids[ids.duplicated()].iloc[0]}' twice: two "
+            "ingests wrote to the store at once; ingest into a new store"
+        )
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind in "if" else values.astype(object)
 
 
-def _extents(slots: np.ndarray, table: pd.DataFrame) -> list[_Extent]:
-    """Runs of utterances whose rows and frames follow each other without a gap."""
+def _extents(slots: np.ndarray, table: pd.DataFrame, column_frames: int) -> list[_Extent]:
+    """Utterances of each column: rows and frames that follow each other without a gap."""
     starts, counts = table["frame_start"].to_numpy(), table["frame_count"].to_numpy()
     follows = (np.diff(slots) == 1) & (starts[1:] == starts[:-1] + counts[:-1])
+    follows &= starts[1:] % column_frames != 0
     edges = [0, *(np.flatnonzero(~follows) + 1), len(slots)]
     return [
         _Extent(
@@ -125,12 +154,18 @@ class Store:
             f"the store has no view '{name}'; it has: {', '.join(self.views) or 'none yet'}"
         )
 
+    @functools.cached_property
+    def _rows(self) -> pd.DataFrame:
+        """Speaker, text and labels by utterance, as the manifests give them."""
+        return read_rows(self.path).set_index("id")
+
     def _open(self, view: str) -> tuple[View, tuple[_OpenPart, ...]]:
         found = self._view(view)
         if found.name not in self._parts:
-            parts = tuple(_open_part(part) for part in found.parts())
+            parts = tuple(_open_part(part, self._rows) for part in found.parts())
             if not parts:
                 raise StoreError(f"view {found.name} holds no utterances yet; run ingest")
+            _refuse_duplicates(found, parts)
             self._parts[found.name] = parts
         return found, self._parts[found.name]
 

@@ -174,10 +174,12 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
 
 
 def stored_bytes(config: ViewConfig, *, utterances: int, frames: int) -> int:
-    """Bytes that this many utterances and frames take in a view, unused tails aside."""
+    """Bytes on disk of one column with this many utterances and frames, in whole chunks."""
+    rows = -(-utterances // CHUNK_UTTERANCES) * CHUNK_UTTERANCES
     if config.kind == "egemaps":
-        return utterances * len(config.features) * 4
+        return rows * len(config.features) * 4
     _, sizes = _inner_dims(config)
     width = int(np.prod(sizes)) * len(config.captures)
-    kept = frames * np.dtype(config.dtype).itemsize if config.frames else 0
-    return width * (kept + utterances * len(STATISTICS) * 4)
+    chunks = -(-frames // CHUNK_FRAMES) if config.frames else 0
+    kept = chunks * CHUNK_FRAMES * np.dtype(config.dtype).itemsize
+    return width * (kept + rows * len(STATISTICS) * 4)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from featurestore.corpus import label_columns
 from featurestore.store.ledger import View, check_store, read_views
+from featurestore.store.rows import read_rows
 
 
 def summarise_store(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -21,11 +22,12 @@ def summarise_store(path: str | os.PathLike[str]) -> dict[str, Any]:
     root = Path(path)
     check_store(root)
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
-    views = [_summarise_view(view) for view in read_views(root)]
+    rows = read_rows(root)
+    views = [_summarise_view(view, rows) for view in read_views(root)]
     return {"store": str(root), "bytes": size, "views": views}
 
 
-def _summarise_view(view: View) -> dict[str, Any]:
+def _summarise_view(view: View, rows: pd.DataFrame) -> dict[str, Any]:
     parts = view.parts()
     utterances = [
         utterance
@@ -33,8 +35,7 @@ def _summarise_view(view: View) -> dict[str, Any]:
         for record in part.committed().values()
         for utterance in record["utterances"]
     ]
-    planned = [part.planned()[1] for part in parts]
-    rows = pd.concat(planned, ignore_index=True) if planned else None
+    rows = rows[rows["id"].isin([utterance["id"] for utterance in utterances])]
     config = view.config
     return {
         "name": view.name,
@@ -43,8 +44,8 @@ def _summarise_view(view: View) -> dict[str, Any]:
         "parts": len(parts),
         "utterances": len(utterances),
         "hours": sum(utterance["duration_s"] for utterance in utterances) / 3600,
-        "speakers": None if rows is None else int(rows["speaker"].nunique()),
-        "labels": [] if rows is None else label_columns(rows),
+        "speakers": int(rows["speaker"].nunique()),
+        "labels": label_columns(rows),
         "weights": config.weights,
         "weights_source": config.weights_source,
         "front_end": config.front_end,

@@ -5,20 +5,25 @@ Rows that hold no utterance, at the end of each column of the plan, have "" as t
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
+from zarr.codecs import Crc32cCodec
 from zarr.dtype import VariableLengthUTF8
 
 from featurestore.store.ledger import Part
 
 _GROUP = "utterances"
+# Columns that ingest measured; the others repeat the manifest for readers without this package.
+MEASURED = ("id", "frame_start", "frame_count", "duration_s", "audio_sha256")
 
 
-def read_columns(part: Part) -> dict[str, np.ndarray]:
-    """Every column, by name: numbers, or Python strings as objects.
+def read_columns(part: Part, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Columns by name, all or those asked for that exist: numbers, or Python strings as objects.
 
     Raises:
         OSError, ValueError, KeyError: a damaged or missing table.
@@ -26,6 +31,8 @@ def read_columns(part: Part) -> dict[str, np.ndarray]:
     group = zarr.open_group(part.arrays / _GROUP, mode="r", zarr_format=3)
     found = {}
     for name, array in sorted(group.arrays()):
+        if names is not None and name not in names:
+            continue
         values = np.asarray(array[:])
         found[name] = values if values.dtype.kind in "if" else values.astype(object)
     return found
@@ -51,6 +58,18 @@ def write_column(part: Part, name: str, values: pd.Series, *, slots: pd.Series, 
     return _write(part, name, np.full(size, "", object), text, slots, VariableLengthUTF8(), "")
 
 
+def table_digest(columns: Mapping[str, np.ndarray]) -> str:
+    """sha256 of a table's names and values."""
+    digest = hashlib.sha256()
+    for name, values in sorted(columns.items()):
+        digest.update(f"\0{name}\0".encode())
+        if values.dtype.kind in "if":
+            digest.update(values.tobytes())
+        else:
+            digest.update("\0".join(values).encode())
+    return digest.hexdigest()
+
+
 def _write(
     part: Part,
     name: str,
@@ -69,6 +88,7 @@ def _write(
         dtype=dtype,
         fill_value=fill,
         dimension_names=("utterance",),
+        compressors=[Crc32cCodec()],
         overwrite=True,
     )
     array[:] = full

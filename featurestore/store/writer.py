@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from featurestore.errors import StoreError
 from featurestore.store.ledger import Part
 from featurestore.store.plan import CHUNK_UTTERANCES, Column, PartPlan
 from featurestore.store.schema import ArraySpec, array_specs
-from featurestore.store.table import read_columns, write_column
+from featurestore.store.table import read_columns, table_digest, write_column
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class PartWriter:
         self.part = part
         self.plan = plan
         group = zarr.open_group(part.arrays, mode="a", zarr_format=3)
+        _remove_leftovers(part)
         self._specs = array_specs(part.view.config, plan)
         self._arrays = {spec.path: spec.create(group) for spec in self._specs}
 
@@ -112,6 +112,13 @@ class PartWriter:
         )
 
 
+def _remove_leftovers(part: Part) -> None:
+    """Remove what a killed run was in the middle of writing; it was never under its final name."""
+    for folder, pattern in ((part.arrays, "*.partial"), (part.ledger, ".*")):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
     """Write the utterance table of a part whose columns are all committed, then its success mark.
 
@@ -135,52 +142,11 @@ def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
     table = measured.merge(rows, on="id", how="left", validate="one_to_one")
     for name in table.columns.drop("slot"):
         write_column(part, str(name), table[name], slots=table["slot"], size=plan.slots)
-    part.finish({"utterances": len(table), "columns": len(plan.columns), "set_aside": set_aside})
-
-
-def relabel_part(part: Part, manifest: pd.DataFrame) -> set[str]:
-    """Let the utterance table of a complete part follow the manifest.
-
-    Columns that the manifest does not have stay as they are, and so do utterances that it does not
-    list.
-
-    Args:
-        part: a complete part.
-        manifest: validated rows.
-
-    Returns:
-        Ids of the utterances whose speaker or labels changed.
-
-    Raises:
-        StoreError: a manifest that gives a stored id another segment of its file.
-    """
-    table = read_columns(part)
-    ids = pd.Series(table["id"])
-    rows = manifest.set_index("id")
-    slots = ids[ids.isin(rows.index)]
-    everywhere = pd.Series(range(len(ids)))
-    changed: set[str] = set()
-    for name in rows.columns:
-        new = rows[name].loc[slots].reset_index(drop=True)
-        merged = pd.Series(table[name]) if name in table else _blank(new, len(ids))
-        old = merged.iloc[slots.index].reset_index(drop=True)
-        differs = ~((old == new) | (old.isna() & new.isna())).to_numpy(bool)
-        if not differs.any():
-            continue
-        if name in ("start", "end"):
-            raise StoreError(
-                f"utterance '{slots.iloc[int(np.argmax(differs))]}' is stored with another "
-                f"{name} than the manifest now gives; give the new segment an id of its own"
-            )
-        if name != "path":
-            changed |= set(slots[differs])
-        if merged.dtype != new.dtype:  # a label that was text and is now numbers, or the reverse
-            merged = _blank(new, len(ids))
-        merged.iloc[slots.index] = new.to_numpy()
-        write_column(part, str(name), merged, slots=everywhere, size=len(ids))
-    return changed
-
-
-def _blank(like: pd.Series, size: int) -> pd.Series:
-    numeric = pd.api.types.is_numeric_dtype(like)
-    return pd.Series(np.full(size, np.nan) if numeric else np.full(size, "", object))
+    part.finish(
+        {
+            "utterances": len(table),
+            "columns": len(plan.columns),
+            "table_sha256": table_digest(read_columns(part)),
+            "set_aside": set_aside,
+        }
+    )

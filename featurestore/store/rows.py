@@ -1,0 +1,125 @@
+"""What manifests said about every utterance of a store: one table, shared by all views.
+
+`STORE/manifest.parquet` has one row per utterance that was ever to be ingested: speaker, labels and
+place. It is replaced as a whole, so that correcting labels touches no array and cannot end half
+done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from featurestore.errors import StoreError
+from featurestore.files import replacing
+
+_NAME = "manifest.parquet"
+_PLACE = ("path", "start", "end")
+
+
+def read_rows(root: Path) -> pd.DataFrame:
+    """Every row, text as Python strings ("" where missing) and numbers as float64.
+
+    Raises:
+        StoreError: a damaged table.
+    """
+    path = root / _NAME
+    if not path.exists():
+        return pd.DataFrame({name: np.array([], object) for name in ("id", "path", "speaker")})
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"cannot read the store's record {path}: {reason}") from None
+    return pd.DataFrame({str(name): _normal(table[name]) for name in table})
+
+
+def write_rows(root: Path, rows: pd.DataFrame) -> None:
+    """Replace the table."""
+    with replacing(root / _NAME) as temporary:
+        rows.to_parquet(temporary, index=False)
+
+
+def _normal(values: pd.Series) -> np.ndarray:
+    if pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy(np.float64)
+    return values.fillna("").to_numpy(object)
+
+
+def merge_rows(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, set[str]]:
+    """The stored rows as a new manifest corrects and extends them.
+
+    Rows and columns that the new manifest does not have stay as they are.
+
+    Args:
+        stored: from `read_rows`.
+        new: a validated manifest.
+
+    Returns:
+        All rows, and the ids of stored ones whose speaker, text or labels change.
+
+    Raises:
+        StoreError: a label that is text in one and numbers in the other.
+    """
+    old, fresh = stored.set_index("id"), new.set_index("id")
+    ids = old.index.append(fresh.index.difference(old.index, sort=False))
+    shared = old.index[old.index.isin(fresh.index)]
+    merged, changed = {}, set()
+    for name in dict.fromkeys([*old.columns, *fresh.columns]):
+        values = pd.Series(_merged_column(name, old, fresh, ids), ids)
+        merged[name] = values.to_numpy()
+        if name in fresh and name not in _PLACE:
+            before = old[name].reindex(shared) if name in old else _blank(values, shared)
+            after = values.reindex(shared)
+            same = (before == after) | (before.isna() & after.isna())
+            changed |= set(shared[~same.to_numpy(bool)])
+    return pd.DataFrame({"id": ids.to_numpy(object), **merged}), changed
+
+
+def _merged_column(name: str, old: pd.DataFrame, fresh: pd.DataFrame, ids: pd.Index) -> np.ndarray:
+    known = [frame[name] for frame in (old, fresh) if name in frame and len(frame)]
+    if not known:
+        return np.full(len(ids), "", object)
+    numeric = [pd.api.types.is_numeric_dtype(values) for values in known]
+    if len(set(numeric)) > 1:
+        if not old.index.isin(fresh.index).all():
+            kinds = ("numbers", "text") if numeric[0] else ("text", "numbers")
+            raise StoreError(
+                f"label '{name}' holds {kinds[0]} in the store and {kinds[1]} in the manifest; "
+                "rename the column, or give a manifest that lists every stored utterance"
+            )
+        known, numeric = known[1:], numeric[1:]
+    out = np.full(len(ids), np.nan) if numeric[0] else np.full(len(ids), "", object)
+    for values in known:
+        out[ids.get_indexer(values.index)] = values.to_numpy()
+    return out
+
+
+def _blank(like: pd.Series, index: pd.Index) -> pd.Series:
+    numeric = pd.api.types.is_numeric_dtype(like)
+    return pd.Series(np.nan if numeric else "", index, dtype=float if numeric else object)
+
+
+def moved_segments(stored: pd.DataFrame, new: pd.DataFrame, ids: frozenset[str]) -> list[str]:
+    """Which of these utterances the new manifest cuts elsewhere out of their file."""
+    both = [frame[frame["id"].isin(ids)].set_index("id") for frame in (stored, new)]
+    shared = both[0].index.intersection(both[1].index)
+    moved = np.zeros(len(shared), bool)
+    for name, default in (("start", 0.0), ("end", np.inf)):
+        before, after = (
+            (frame[name].reindex(shared) if name in frame else pd.Series(np.nan, shared))
+            .fillna(default)
+            .to_numpy(float)
+            for frame in both
+        )
+        moved |= before != after
+    return list(shared[moved])
+
+
+def moved_files(stored: pd.DataFrame, new: pd.DataFrame, ids: frozenset[str]) -> list[str]:
+    """Which of these utterances the new manifest finds in another file."""
+    before = stored[stored["id"].isin(ids)].set_index("id")["path"]
+    after = new.set_index("id")["path"].reindex(before.index)
+    return list(before.index[(after.notna() & (after != before)).to_numpy(bool)])

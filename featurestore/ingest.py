@@ -136,7 +136,7 @@ def ingest(
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
     began = time.perf_counter()
-    config = config or IngestConfig(views, captures, frames, dtype)
+    config = config or IngestConfig(_several(views), _several(captures), frames, dtype)
     table = load_table(manifest)
     if isinstance(encoder, str | os.PathLike):
         from featurestore.encoder import load_encoder
@@ -146,6 +146,11 @@ def ingest(
         table, store, encoder=encoder, config=config, variant=variant, progress=progress
     )
     return run_plan(plan, progress=progress, began=began)
+
+
+def _several(names: Any) -> Any:
+    """One name on its own is a list of one, not of its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def run_plan(
@@ -234,7 +239,7 @@ class _Run:
                 self._work(job, NEURAL_VIEWS, tick),
                 variables=setup.encoder.variables if setup.encoder else {},
                 request=Request(
-                    captures=tuple(setup.config.captures) if job.missing(("gcu",)) else (),
+                    captures=setup.config.captures if job.missing(("gcu",)) else (),
                     mfcc=bool(job.missing(("mfcc",))),
                     frames=setup.config.frames,
                     dtype=setup.config.dtype,

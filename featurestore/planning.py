@@ -41,8 +41,8 @@ class IngestConfig:
     """How features are made and kept.
 
     Attributes:
-        views: which views to make; kept as a tuple, also of one name.
-        captures: capture points of the network; likewise.
+        views: which views to make.
+        captures: capture points of the network.
         frames: whether to keep every frame, besides pooled statistics.
         dtype: of the frames kept.
         batching: how batches are shaped.
@@ -50,8 +50,8 @@ class IngestConfig:
         workers: decoding threads and openSMILE processes.
     """
 
-    views: ViewKind | Sequence[ViewKind] = VIEW_KINDS
-    captures: Capture | Sequence[Capture] = ("gate",)
+    views: tuple[ViewKind, ...] = VIEW_KINDS
+    captures: tuple[Capture, ...] = ("gate",)
     frames: bool = True
     dtype: FrameDtype = "float16"
     batching: BatchPolicy = field(default_factory=BatchPolicy)
@@ -64,10 +64,6 @@ class IngestConfig:
         Raises:
             FeatureStoreError: an unknown view, capture or type.
         """
-        for name in ("views", "captures"):
-            given = getattr(self, name)
-            # One name on its own is a list of one, not of its letters.
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
         _refuse_unknown("view", self.views, VIEW_KINDS)
         _refuse_unknown("capture", self.captures, CAPTURES)
         _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))

@@ -26,8 +26,8 @@ def demo(
     from featurestore.cli.ingest import run_ingest
     from featurestore.corpus import read_corpus, write_manifest
     from featurestore.demo import UTTERANCES, write_demo_corpus
-    from featurestore.planning import IngestConfig
     from featurestore.progress import progress_bar
+    from featurestore.setup import IngestConfig
 
     note("1/4  a corpus: 10 speakers in 5 sessions, spoken by espeak-ng")
     with progress_bar(

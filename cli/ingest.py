@@ -90,7 +90,7 @@ def ingest(
     Running the same command again completes an interrupted store. Files that cannot be read are set
     aside with their reasons; the rest goes on.
     """
-    from featurestore.planning import IngestConfig
+    from featurestore.setup import IngestConfig
 
     chosen: dict[str, Any] = {"workers": workers} if workers else {}
     config = IngestConfig(

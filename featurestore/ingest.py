@@ -17,7 +17,6 @@ from featurestore.errors import StoreError
 from featurestore.pipeline import Clock, Work, rows_of, run_egemaps, run_network
 from featurestore.planning import (
     NEURAL_VIEWS,
-    IngestConfig,
     IngestPlan,
     Job,
     Skipped,
@@ -25,6 +24,7 @@ from featurestore.planning import (
     plan_ingest,
 )
 from featurestore.progress import progress_bar
+from featurestore.setup import IngestConfig
 from featurestore.store.ledger import create_store, create_view, writing
 from featurestore.store.rows import read_rows, write_rows
 from featurestore.store.writer import PartWriter, finish_part

@@ -12,69 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from featurestore import egemaps
-from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, padding_waste
+from featurestore.batching import Bucket, batches, choose_buckets, padding_waste
 from featurestore.corpus import read_manifest, validate_manifest
-from featurestore.errors import FeatureStoreError, StoreError
-from featurestore.frontend import FrontEnd, front_end
+from featurestore.errors import StoreError
 from featurestore.progress import progress_bar
-from featurestore.store.ledger import Part, View, check_store, is_free
+from featurestore.setup import IngestConfig, Setup, set_up
+from featurestore.store.ledger import Part, View
 from featurestore.store.plan import Column, PartPlan, plan_part
 from featurestore.store.rows import merge_rows, moved_files, moved_segments, read_rows
-from featurestore.store.schema import ViewConfig, stored_bytes
+from featurestore.store.schema import stored_bytes
 from featurestore.survey import Measured, survey
-from featurestore.types import CAPTURES, FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
+from featurestore.types import FRAME_PERIOD_S, VIEW_KINDS, ViewKind
 
 if TYPE_CHECKING:
     from featurestore.encoder import Encoder
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class IngestConfig:
-    """How features are made and kept.
-
-    Attributes:
-        views: which views to make.
-        captures: capture points of the network.
-        frames: whether to keep every frame, besides pooled statistics.
-        dtype: of the frames kept.
-        batching: how batches are shaped.
-        column_frames: frames per unit of work and shard, or None for what suits the corpus.
-        workers: decoding threads and openSMILE processes.
-    """
-
-    views: tuple[ViewKind, ...] = VIEW_KINDS
-    captures: tuple[Capture, ...] = ("gate",)
-    frames: bool = True
-    dtype: FrameDtype = "float16"
-    batching: BatchPolicy = field(default_factory=BatchPolicy)
-    column_frames: int | None = None
-    workers: int = field(default_factory=_cores)
-
-    def __post_init__(self) -> None:
-        """Refuse what no view or network has.
-
-        Raises:
-            FeatureStoreError: an unknown view, capture or type.
-        """
-        _refuse_unknown("view", self.views, VIEW_KINDS)
-        _refuse_unknown("capture", self.captures, CAPTURES)
-        _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))
-
-
-def _refuse_unknown(what: str, given: Sequence[str], accepted: Sequence[str]) -> None:
-    if not given:
-        raise FeatureStoreError(f"no {what} asked for; accepted: {', '.join(accepted)}")
-    for name in given:
-        if name not in accepted:
-            raise FeatureStoreError(f"unknown {what} '{name}'; accepted: {', '.join(accepted)}")
 
 
 @dataclass(frozen=True)
@@ -119,25 +70,6 @@ class Job:
     def members(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> np.ndarray:
         """Rows in those columns."""
         return np.array([i for column in self.columns(kinds) for i in column.members], int)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is to be done how; the same for the plan and the run.
-
-    Attributes:
-        root: folder of the store.
-        config: how features are made.
-        encoder: the network, if there is one.
-        front_end: how samples become MFCC.
-        views: places and configurations of the views.
-    """
-
-    root: Path
-    config: IngestConfig
-    encoder: Encoder | None
-    front_end: FrontEnd
-    views: dict[ViewKind, View]
 
 
 _INTERNAL = ("setup", "rows", "jobs", "buckets")
@@ -187,40 +119,6 @@ class IngestPlan:
             "store": str(self.store),
             "skipped": [vars(one) for one in self.skipped],
         }
-
-
-def view_configs(
-    config: IngestConfig, encoder: Encoder | None, end: FrontEnd
-) -> dict[ViewKind, ViewConfig]:
-    """The extractor configuration of each view asked for.
-
-    Raises:
-        FeatureStoreError: a view that needs weights or openSMILE, without them.
-    """
-    made: dict[ViewKind, ViewConfig] = {}
-    if "gcu" in config.views:
-        if encoder is None:
-            raise FeatureStoreError(
-                "view 'gcu' needs weights: a TensorFlow checkpoint, a .safetensors file or "
-                "random:SEED (on the command line --weights, in Python encoder=)"
-            )
-        made["gcu"] = ViewConfig(
-            "gcu",
-            front_end=end.name,
-            weights=encoder.fingerprint,
-            weights_source=encoder.name,
-            captures=tuple(name for name in CAPTURES if name in config.captures),
-            layer_names=encoder.layer_names,
-            frames=config.frames,
-            dtype=config.dtype if config.frames else "float32",
-        )
-    if "mfcc" in config.views:
-        made["mfcc"] = ViewConfig(
-            "mfcc", front_end=end.name, captures=("mfcc",), frames=config.frames, dtype="float32"
-        )
-    if "egemaps" in config.views:
-        made["egemaps"] = ViewConfig("egemaps", dtype="float32", features=egemaps.feature_names())
-    return made
 
 
 @dataclass(frozen=True)
@@ -276,7 +174,7 @@ def plan_ingest(
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
     table = load_table(manifest)
-    setup = _set_up(Path(store), encoder, config or IngestConfig(), variant)
+    setup = set_up(Path(store), encoder, config or IngestConfig(), variant)
     held = {kind: _held(view) for kind, view in setup.views.items()}
     stored = read_rows(setup.root)
     _check_same_audio(stored, table, held)
@@ -291,19 +189,6 @@ def plan_ingest(
     plan = _describe(setup, table, rows, jobs, skipped, len(changed))
     _check_room(plan)
     return plan
-
-
-def _set_up(
-    root: Path, encoder: Encoder | None, config: IngestConfig, variant: str | None
-) -> Setup:
-    if not is_free(root):
-        check_store(root)
-    end = encoder.front_end if variant is None and encoder else front_end(variant or "librosa-0.5")
-    views = {
-        kind: View(root / "views" / made.name, made)
-        for kind, made in view_configs(config, encoder, end).items()
-    }
-    return Setup(root, config, encoder, end, views)
 
 
 def _check_same_audio(

@@ -22,7 +22,8 @@ from featurestore.audio import load_audio
 from featurestore.encoder import Encoder
 from featurestore.errors import FeatureStoreError, ManifestError, StoreError
 from featurestore.ingest import run_plan
-from featurestore.planning import IngestConfig, plan_ingest
+from featurestore.planning import plan_ingest
+from featurestore.setup import IngestConfig
 
 NEURAL = IngestConfig(views=("gcu", "mfcc"))
 
@@ -445,7 +446,7 @@ def test_a_killed_ingest_is_completed_bit_for_bit(
         tmp_path,
         f"""
         import featurestore as fs
-        from featurestore.planning import IngestConfig
+        from featurestore.setup import IngestConfig
         fs.ingest({str(tmp_path / "manifest.csv")!r}, {str(tmp_path / "killed")!r},
                   encoder="random:0",
                   config=IngestConfig(views=("gcu", "mfcc"), column_frames=4096))
@@ -473,7 +474,7 @@ def test_a_killed_ingest_is_completed_bit_for_bit(
 _PEAK = """
 import resource, pandas as pd
 import featurestore as fs
-from featurestore.planning import IngestConfig
+from featurestore.setup import IngestConfig
 base = pd.read_csv({manifest!r})
 table = pd.concat([base.assign(id=base["id"] + f"-{{k}}") for k in range({times})],
                   ignore_index=True)

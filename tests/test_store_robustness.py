@@ -18,7 +18,7 @@ from synthetic import babble, write_corpus
 
 import featurestore as fs
 from featurestore.errors import FeatureStoreError, ManifestError, StoreError
-from featurestore.planning import IngestConfig
+from featurestore.setup import IngestConfig
 from featurestore.store.ledger import writing
 
 MFCC = IngestConfig(views=("mfcc",), column_frames=4096)

@@ -30,7 +30,7 @@ bench: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/throughput.py $(MANIFEST)
 
 $(VENV)/installed-demo: pyproject.toml $(PINS)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"featurestore needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"featurestore needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c $(PINS) -e '.[egemaps,demo]'
 	touch $@

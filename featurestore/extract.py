@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from featurestore.batching import Bucket
 from featurestore.encoder import GCUNetwork
-from featurestore.frontend import fill_buffers, mfcc_of_padded
+from featurestore.frontend import buffer_length, fill_buffers, mfcc_of_padded
 from featurestore.kernels import masked_statistics
 from featurestore.types import Capture, FrameDtype
 
@@ -71,9 +71,30 @@ def _features(
     return {name: value.astype(dtypes[name]) for name, value in values.items()}, pooled
 
 
-@functools.cache
-def _compiled(request: Request) -> jax.stages.Wrapped:
-    return jax.jit(jax.vmap(functools.partial(_features, request), in_axes=(None, 0, 0)))
+_programs: dict[tuple[Request, Bucket], jax.stages.Compiled] = {}
+
+
+def compile_program(variables: Any, request: Request, bucket: Bucket) -> jax.stages.Compiled:
+    """The program of a request for one shape, compiled once per process.
+
+    Args:
+        variables: the encoder's parameters; all encoders have the same shapes.
+        request: what to bring back.
+        bucket: the shape.
+    """
+    if (request, bucket) not in _programs:
+        batched = jax.vmap(functools.partial(_features, request), in_axes=(None, 0, 0))
+        samples = (bucket.rows, buffer_length(bucket.frames))
+        _programs[request, bucket] = (
+            jax.jit(batched)
+            .lower(
+                variables,
+                jax.ShapeDtypeStruct(samples, jnp.float32),
+                jax.ShapeDtypeStruct(samples[:1], jnp.int32),
+            )
+            .compile()
+        )
+    return _programs[request, bucket]
 
 
 def dispatch(
@@ -99,7 +120,7 @@ def dispatch(
     buffers = fill_buffers(list(prepared), rows=bucket.rows, frames=bucket.frames)
     counts = np.zeros(bucket.rows, np.int32)
     counts[: len(n_frames)] = n_frames
-    return _compiled(request)(variables, buffers, counts)
+    return compile_program(variables, request, bucket)(variables, buffers, counts)
 
 
 def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Extracted]:

@@ -7,6 +7,8 @@ grow with the corpus.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
 from collections import deque
@@ -23,7 +25,7 @@ from featurestore import egemaps
 from featurestore.audio import read_clip
 from featurestore.batching import Batch, Bucket, batches
 from featurestore.errors import AudioError
-from featurestore.extract import Extracted, Request, collect, dispatch
+from featurestore.extract import Extracted, Request, collect, compile_program, dispatch
 from featurestore.frontend import FrontEnd, frame_count
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
@@ -129,6 +131,18 @@ class _OpenColumn:
         self.cursor += frames
 
 
+def _return_free_memory() -> None:
+    """Give freed heap back to the system, where the C library can (glibc).
+
+    It keeps what the compiler and batches of other shapes have freed, in pieces that the next ones
+    do not fit: tens of megabytes more with every shape that a larger corpus adds.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
+
+
 class _ColumnWriter:
     """One thread that writes columns, at most one waiting: two columns in memory, never more."""
 
@@ -161,6 +175,7 @@ class _ColumnWriter:
                     set_aside=column.set_aside,
                     versions=self._work.versions,
                 )
+        _return_free_memory()
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
@@ -267,7 +282,12 @@ def run_network(
         buckets: shapes to run.
         decoders: threads that decode.
     """
-    compiled: set[Bucket] = set()
+    # All at once before the work: a compiler beside full buffers would raise the peak of memory
+    # with every shape that a larger corpus adds.
+    with work.clock("compile"):
+        for bucket in _needed(work, buckets):
+            compile_program(variables, request, bucket)
+    _return_free_memory()
     on_device: _Step | None = None
     with (
         _column_writer(work) as writer,
@@ -275,15 +295,19 @@ def run_network(
     ):
         for step in _ahead(_steps(work, buckets, front_end, pool), _BATCHES_AHEAD):
             _gather(step, work)
-            stage = "network" if step.batch.bucket in compiled else "compile"
-            with work.clock(stage):
+            with work.clock("network"):
                 step.device = _dispatch(step, work, variables, request)
-            compiled.add(step.batch.bucket)
             if on_device is not None:
                 _take_apart(on_device, work, writer)
             on_device = step
         if on_device is not None:
             _take_apart(on_device, work, writer)
+
+
+def _needed(work: Work, buckets: Sequence[Bucket]) -> list[Bucket]:
+    """The buckets that some batch of the work falls into."""
+    planned = (batches(work.frames[list(column.members)], buckets) for column in work.columns)
+    return list(dict.fromkeys(batch.bucket for column in planned for batch in column))
 
 
 def _gather(step: _Step, work: Work) -> None:

@@ -474,11 +474,14 @@ def test_a_killed_ingest_is_completed_bit_for_bit(
 _PEAK = """
 import resource, pandas as pd
 import featurestore as fs
+from featurestore.batching import BatchPolicy
 from featurestore.setup import IngestConfig
 base = pd.read_csv({manifest!r})
 table = pd.concat([base.assign(id=base["id"] + f"-{{k}}") for k in range({times})],
                   ignore_index=True)
-config = IngestConfig(views=("gcu", "mfcc"), column_frames=4096)
+# One compiled shape for both sizes: each further one takes some 10 MB, however large the corpus.
+config = IngestConfig(views=("gcu", "mfcc"), column_frames=4096,
+                      batching=BatchPolicy(compile_cost=10**9))
 summary = fs.ingest(table, {store!r}, encoder="random:0", config=config)
 assert summary.utterances == len(table)
 print(summary.plan.columns, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -1,0 +1,1 @@
+"""Training the recogniser: CTC, augmentation, decoding, error rates, and fine-tuning."""

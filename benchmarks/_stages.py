@@ -21,9 +21,10 @@ from _timing import Contest
 from featurestore import egemaps
 from featurestore.audio import load_audio
 from featurestore.batching import Batch, BatchPolicy, batches, choose_buckets
-from featurestore.encoder import Encoder, GCUNetwork
+from featurestore.encoder import Encoder
 from featurestore.extract import Extracted, Request, collect, dispatch
 from featurestore.frontend import fill_buffers, frame_count, mfcc_of_padded
+from featurestore.gcu import GCUNetwork
 from featurestore.ingest import ingest
 from featurestore.kernels import masked_statistics
 from featurestore.survey import segment, survey
@@ -283,7 +284,7 @@ def extract_in_memory(bench: Bench) -> list[Extracted]:
             counts = [lengths[i] for i in batch.members]
             waveforms = [future.result() for future in futures]
             started = dispatch(
-                bench.encoder.variables,
+                bench.encoder,
                 REQUEST,
                 bucket=batch.bucket,
                 prepared=waveforms,

@@ -12,14 +12,24 @@ import typer
 
 from featurestore.cli.app import JsonOption, app, example, note, print_json
 from featurestore.cli.store import StoreArgument
-from featurestore.types import Statistic
+from featurestore.types import NETWORK, Statistic
 
 if TYPE_CHECKING:
     from featurestore.store.reader import Store
 
 OutOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and tables.")]
-ViewOption = Annotated[str, typer.Option(help="View by name, where a store has several.")]
-CaptureOption = Annotated[str, typer.Option(help="gate, skip or residual.")]
+ViewOption = Annotated[
+    str,
+    typer.Option(
+        help="View by name or kind, such as 'gcu'; 'network' is the only one of a network."
+    ),
+]
+CaptureOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Capture point, such as gate, skip or residual. The view's first one if none."
+    ),
+]
 NoteOption = Annotated[
     list[str] | None, typer.Option("--note", help="A caveat to print under every figure and table.")
 ]
@@ -64,8 +74,8 @@ def correlate(
     by: Annotated[
         str | None, typer.Option(help="One map per value of this label, such as 'speaker'.")
     ] = None,
-    view: ViewOption = "gcu",
-    capture: CaptureOption = "gate",
+    view: ViewOption = NETWORK,
+    capture: CaptureOption = None,
     statistic: Annotated[Statistic, typer.Option(help="Over each utterance's frames.")] = "mean",
     notes: NoteOption = None,
     as_json: JsonOption = False,
@@ -94,8 +104,8 @@ def evaluate(
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="Numeric label; repeatable.")
     ] = None,
-    view: ViewOption = "gcu",
-    capture: CaptureOption = "gate",
+    view: ViewOption = NETWORK,
+    capture: CaptureOption = None,
     features: Annotated[int, typer.Option(min=1, help="Units selected in each fold.")] = 100,
     notes: NoteOption = None,
     as_json: JsonOption = False,

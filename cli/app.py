@@ -13,7 +13,19 @@ from typer.core import TyperGroup
 from featurestore import __version__
 from featurestore.errors import FeatureStoreError
 
-_ORDER = ["corpus", "ingest", "info", "verify", "correlate", "evaluate", "weights", "demo"]
+_ORDER = [
+    "corpus",
+    "ingest",
+    "info",
+    "verify",
+    "correlate",
+    "evaluate",
+    "finetune",
+    "train",
+    "transcribe",
+    "weights",
+    "demo",
+]
 
 
 class _InOrder(TyperGroup):
@@ -90,7 +102,16 @@ def note(text: str) -> None:
 def main() -> None:
     """Run the command line. Errors end it with one line and exit code 1, wrong usage with 2."""
     # The commands register themselves; importing them costs no more than typer does.
-    from featurestore.cli import analysis, demo, ingest, store, weights  # noqa: F401
+    from featurestore.cli import (  # noqa: F401
+        analysis,
+        demo,
+        finetune,
+        ingest,
+        store,
+        train,
+        transcribe,
+        weights,
+    )
 
     try:
         app()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurestore.cli.app import JsonOption, QuietOption, app, example, note, print_json
-from featurestore.errors import FeatureStoreError
-from featurestore.types import VIEW_KINDS
+from featurestore.types import VIEWS
 
 if TYPE_CHECKING:
     from featurestore.ingest import IngestSummary
     from featurestore.planning import IngestPlan, Skipped
+    from featurestore.setup import IngestConfig
 
 _SHOWN = 10  # files set aside that are listed; --json lists all
 
@@ -57,19 +57,24 @@ def ingest(
     manifest: Annotated[Path, typer.Argument(help="CSV or Parquet with a column 'path'.")],
     store: Annotated[Path, typer.Argument(help="Folder of the store, new or to be added to.")],
     weights: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--weights",
             "-w",
-            help="TensorFlow checkpoint prefix, .safetensors file, registered name or random:SEED.",
+            help="Registered name, .safetensors file, TensorFlow checkpoint prefix, random:SEED, or "
+            "another network as wav2vec2:FOLDER.",
         ),
-    ] = None,
+    ] = "default",
     views: Annotated[str, typer.Option(help="What to extract, separated by commas.")] = ",".join(
-        VIEW_KINDS
+        VIEWS
     ),
     capture: Annotated[
-        str, typer.Option(help="Capture points, separated by commas: gate, skip, residual.")
-    ] = "gate",
+        str | None,
+        typer.Option(
+            help="Capture points of the network, separated by commas, such as gate, skip, "
+            "residual. The network's first one by default."
+        ),
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames/--no-frames", help="Keep every frame, or only statistics.")
     ] = True,
@@ -94,8 +99,8 @@ def ingest(
 
     chosen: dict[str, Any] = {"workers": workers} if workers else {}
     config = IngestConfig(
-        views=tuple(_names(views)),  # type: ignore[arg-type]
-        captures=tuple(_names(capture)),  # type: ignore[arg-type]
+        views=tuple(_names(views)),
+        captures=None if capture is None else tuple(_names(capture)),
         frames=frames,
         dtype=dtype,  # type: ignore[arg-type]
         **chosen,
@@ -118,29 +123,18 @@ def run_ingest(
     manifest: Path,
     store: Path,
     *,
-    weights: str | None,
-    config: Any,
+    weights: str,
+    config: IngestConfig,
     variant: str | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
     talk: bool = True,
 ) -> tuple[IngestPlan, IngestSummary | None]:
     """Plan, print the plan, run, print the summary."""
-    from featurestore.planning import load_table, plan_ingest
+    from featurestore.planning import plan_ingest
 
-    table = load_table(manifest)
-    encoder = None
-    if "gcu" in config.views:
-        if weights is None:
-            raise FeatureStoreError(
-                "view 'gcu' needs --weights: a TensorFlow checkpoint prefix, a .safetensors file, "
-                "a registered name, or random:SEED for an untrained control"
-            )
-        from featurestore.encoder import load_encoder
-
-        encoder = load_encoder(weights)
     plan = plan_ingest(
-        table, store, encoder=encoder, config=config, variant=variant, progress=progress
+        manifest, store, encoder=weights, config=config, variant=variant, progress=progress
     )
     if talk:
         _print_plan(plan)
@@ -157,7 +151,7 @@ def run_ingest(
         raise typer.Exit(130) from None
     if talk:
         _print_summary(summary)
-        if encoder is not None and encoder.untrained:
+        if plan.setup.encoder is not None and plan.setup.encoder.untrained:
             note(UNTRAINED)
     return plan, summary
 
@@ -171,9 +165,10 @@ UNTRAINED = (
 
 def _print_plan(plan: IngestPlan) -> None:
     print(f"Plan for {plan.store}")
+    periods = " and ".join(f"{1000 * period:g}" for period in plan.frame_periods_s)
     rows = [
         ("utterances", f"{plan.utterances:,} to do of {plan.corpus_utterances:,} in the manifest"),
-        ("audio", f"{plan.hours:.2f} h, {plan.frames:,} frames of 32 ms"),
+        ("audio", f"{plan.hours:.2f} h, {plan.frames:,} frames of {periods} ms"),
         ("views", ", ".join(plan.views)),
         ("to write", f"{plan.bytes_to_write / 1e6:,.1f} MB in {plan.columns} columns"),
         ("padding waste", f"{plan.padding_waste:.1%} of computed frames"),

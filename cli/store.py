@@ -39,9 +39,12 @@ def _view_rows(view: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"{view['weights_source']} ({view['weights'][:12]})"))
     if view["front_end"]:
         rows.append(("front end", view["front_end"]))
+    if view["layers"]:
+        rows.append(("layers", f"{view['layers']} of {view['units']} units"))
     if view["captures"]:
         kept = f"frames in {view['dtype']}" if view["frames"] else "statistics only"
-        rows.append(("captures", f"{', '.join(view['captures'])}; {kept}"))
+        every = f"one every {1000 * view['frame_period_s']:g} ms"
+        rows.append(("captures", f"{', '.join(view['captures'])}; {kept}, {every}"))
     return rows
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featurestore.corpus import read_corpus as read_corpus
     from featurestore.corpus import read_manifest as read_manifest
     from featurestore.corpus import write_manifest as write_manifest
+    from featurestore.encoder import Encoder as Encoder
     from featurestore.encoder import encode as encode
     from featurestore.encoder import load_encoder as load_encoder
     from featurestore.frontend import mfcc as mfcc
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from featurestore.store.reader import Store as Store
     from featurestore.store.reader import open_store as open_store
     from featurestore.store.verify import verify as verify
+    from featurestore.training.config import TrainConfig as TrainConfig
+    from featurestore.training.train import read_training_set as read_training_set
+    from featurestore.training.train import train as train
+    from featurestore.transcription import transcribe as transcribe
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -33,11 +38,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "analysis.correlation": ["correlate"],
         "analysis.regression": ["evaluate"],
         "corpus": ["read_corpus", "read_manifest", "write_manifest"],
-        "encoder": ["encode", "load_encoder"],
+        "encoder": ["Encoder", "encode", "load_encoder"],
         "frontend": ["mfcc"],
         "ingest": ["ingest"],
         "planning": ["plan_ingest"],
         "store.reader": ["Store", "open_store"],
         "store.verify": ["verify"],
+        "training.config": ["TrainConfig"],
+        "training.train": ["read_training_set", "train"],
+        "transcription": ["transcribe"],
     },
 )

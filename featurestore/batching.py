@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,14 @@ def padding_waste(lengths: Sequence[int] | np.ndarray, planned: Sequence[Batch])
     """Share of computed frames that belong to no utterance, 0 to 1."""
     computed = sum(batch.bucket.frames * batch.bucket.rows for batch in planned)
     return 1.0 - float(np.sum(lengths)) / computed if computed else 0.0
+
+
+def pad_rows(
+    signals: Sequence[np.ndarray], *, rows: int, length: int
+) -> Float[np.ndarray, "row sample"]:
+    """Signals as rows of one zero-filled batch, cut at `length`; rows beyond the last stay zero."""
+    padded = np.zeros((rows, length), np.float32)
+    for row, signal in zip(padded, signals, strict=False):
+        used = min(length, len(signal))
+        row[:used] = signal[:used]
+    return padded

@@ -1,7 +1,4 @@
-"""Weights from and to files: TensorFlow checkpoints, safetensors, and names registered for a user.
-
-Nothing here runs code that a file holds: pickles (`.pt`, `.npy` of objects) are refused.
-"""
+"""Weights by any of their names: a TensorFlow checkpoint, a file, a registered name, or a seed."""
 
 from __future__ import annotations
 
@@ -11,11 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from featurestore.errors import CheckpointError
-from featurestore.files import replacing
 from featurestore.random_weights import MAX_SEED, random_weights
+from featurestore.registry import DEFAULT, load_named, register, registered_names, weights_home
 from featurestore.tfbundle import (
     BundleEntry,
     bundle_prefix,
@@ -23,6 +18,7 @@ from featurestore.tfbundle import (
     read_index,
     read_tensors,
 )
+from featurestore.weight_files import load_safetensors, save_safetensors
 from featurestore.weights import (
     EXPECTED_TENSORS,
     Weights,
@@ -35,6 +31,7 @@ __all__ = [
     "EXPECTED_TENSORS",
     "PUBLISHED_DIGEST",
     "Weights",
+    "checkpoint_name",
     "describe",
     "fingerprint",
     "import_tensorflow",
@@ -42,6 +39,8 @@ __all__ = [
     "load_safetensors",
     "load_weights",
     "random_weights",
+    "read_checkpoint",
+    "register",
     "registered_names",
     "save_safetensors",
     "weights_home",
@@ -51,8 +50,7 @@ __all__ = [
 # speech-to-text-wavenet published: names, dtypes, shapes and CRCs of its 237 model tensors.
 PUBLISHED_DIGEST = "c1a133776d847c6f7f5ff5104aa5d2f43a4d31d428ac5a38e67e4e27ebb393d1"
 
-FORMAT = "featurestore-weights-1"
-STORED_DTYPES = ("F32", "F16", "BF16")
+RUN_WEIGHTS = "weights.safetensors"  # the network that a training run ends with, in its folder
 
 
 def canonical_listing(entries: Mapping[str, BundleEntry]) -> str:
@@ -109,133 +107,14 @@ def _is_slot(name: str) -> bool:
     return name == "global_step" or any(owner in EXPECTED_TENSORS for owner in owners)
 
 
-def save_safetensors(weights: Weights, path: str | Path) -> None:
-    """Writes weights in float32; the file appears complete or not at all.
-
-    Args:
-        weights: What to write.
-        path: A file name that ends in `.safetensors`; its folder is created.
-
-    Raises:
-        CheckpointError: The name ends otherwise, or the file cannot be written.
-    """
-    from safetensors.numpy import save
-
-    target = Path(path)
-    if target.suffix != ".safetensors":
-        raise CheckpointError(f"{target}: weights are written to a file that ends in .safetensors")
-    metadata = {
-        "format": FORMAT,
-        "source": weights.source,
-        "fingerprint": weights.fingerprint,
-        "published": "true" if weights.published else "false",
-        "front_end": weights.front_end,
-    }
-    tensors = {name: np.ascontiguousarray(values) for name, values in weights.tensors.items()}
-    data = save(tensors, metadata=metadata)
-    try:
-        with replacing(target) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from error
-
-
-def load_safetensors(path: str | Path) -> Weights:
-    """Reads weights from a safetensors file; float16 and bfloat16 are widened to float32.
-
-    A file in float32 that records a fingerprint must have it. `published` is believed only then:
-    that shows the tensors are those that were saved with that claim, so an accident is noticed. It
-    cannot show that nobody rewrote tensors, fingerprint and claim together; for that, import the
-    TensorFlow checkpoint again. A narrowed file is other weights: it gets a fingerprint of its own
-    and is never `published`.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, no safetensors, changed since it was written,
-            or holds another network.
-    """
-    target = Path(path)
-    tensors, metadata, exact = _read_safetensors(target)
-    recorded = metadata.get("fingerprint", "") if exact else ""
-    try:
-        return Weights(
-            tensors,
-            # Foreign files may say anything here, and errors that quote it are one line.
-            source=" ".join(metadata.get("source", target.name).split())[:200],
-            fingerprint=recorded,
-            published=bool(recorded) and metadata.get("published") == "true",
-            front_end=metadata.get("front_end", "librosa-0.5"),  # type: ignore[arg-type]  # checked
-        )
-    except CheckpointError as error:
-        raise CheckpointError(f"{target}: {error}") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], bool]:
-    """Tensors in float32, metadata, and whether all of them were stored in float32."""
-    from safetensors import SafetensorError, safe_open
-
-    if not os.path.isfile(path):  # Path.is_file raises on a name that is too long
-        raise CheckpointError(f"{path}: no such file of weights")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: tuple(piece.get_shape()) for name, piece in slices.items()}
-            check_layout(shapes, where=str(path))
-            kinds = {name: piece.get_dtype() for name, piece in slices.items()}
-            for name, kind in kinds.items():
-                if kind not in STORED_DTYPES:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} is {kind}; accepted: {', '.join(STORED_DTYPES)}"
-                    )
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in slices}
-            return tensors, file.metadata() or {}, set(kinds.values()) == {"F32"}
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path}: not a whole safetensors file{_hint(path)}: {reason}"
-        ) from error
-
-
-def _hint(path: Path) -> str:
-    """What a file that is no safetensors seems to be, by its first bytes."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError:
-        return ""
-    if head.startswith((b"PK", b"\x80")):
-        return " but a pickle or PyTorch file, which could run code; save it as safetensors"
-    if head.startswith(b"\x93NUMPY"):
-        return " but a NumPy file; save all tensors as one safetensors file"
-    return ""
-
-
-def weights_home() -> Path:
-    """Folder of registered weights: a file NAME.safetensors in it can be loaded as NAME.
-
-    `$FEATURESTORE_HOME/weights`, else `$XDG_DATA_HOME/featurestore/weights`, else
-    `~/.local/share/featurestore/weights`.
-    """
-    if home := os.environ.get("FEATURESTORE_HOME"):
-        return Path(home).expanduser() / "weights"
-    data = os.environ.get("XDG_DATA_HOME")
-    # The XDG specification has relative values ignored.
-    base = Path(data) if data and os.path.isabs(data) else Path.home() / ".local" / "share"
-    return base / "featurestore" / "weights"
-
-
-def registered_names() -> list[str]:
-    """Names that `load_weights` accepts from `weights_home()`, sorted."""
-    home = weights_home()
-    return sorted(path.stem for path in home.glob("*.safetensors") if path.is_file())
-
-
 def load_weights(spec: str | Path) -> Weights:
     """Weights by any of their names.
 
     Args:
-        spec: `random:SEED`, a file that ends in `.safetensors`, a registered name (see
-            `weights_home`), or the prefix of a TensorFlow checkpoint. A registered name wins over a
-            checkpoint of the same name in the working folder; write `./NAME` for that one.
+        spec: `default` for those shipped with the package, `random:SEED`, a file that ends in
+            `.safetensors`, a registered name (see `weights_home`), the folder of a training run, or
+            the prefix of a TensorFlow checkpoint. A name wins over a folder or checkpoint of that
+            name in the working folder; write `./NAME` for that one.
 
     Raises:
         CheckpointError: The spec is none of these, or what it names cannot be used.
@@ -243,18 +122,66 @@ def load_weights(spec: str | Path) -> Weights:
     text = os.fspath(spec)
     if text.startswith("random:"):
         return random_weights(_seed(text))
-    if text.endswith(".safetensors"):
-        return load_safetensors(text)
-    if text in registered_names():
-        return load_safetensors(weights_home() / f"{text}.safetensors")
-    if is_bundle(text):
-        return import_tensorflow(text)
+    named = text == DEFAULT or (not text.endswith(".safetensors") and text in registered_names())
+    if named:
+        return load_named(text)
+    if _is_checkpoint(text):
+        return read_checkpoint(text)
     names = ", ".join(registered_names()) or "none"
     raise CheckpointError(
-        f"weights {text!r:.200}: accepted are random:SEED, FILE.safetensors, a registered name"
-        f" (in {weights_home()}: {names}), or the prefix of a TensorFlow checkpoint"
-        " (PREFIX.index must exist)"
+        f"weights {text!r:.200}: accepted are {DEFAULT}, random:SEED, FILE.safetensors, a"
+        f" registered name (in {weights_home()}: {names}), the folder of a training run (with a"
+        f" {RUN_WEIGHTS}), or the prefix of a TensorFlow checkpoint (PREFIX.index must exist)"
     )
+
+
+def _is_checkpoint(path: str | Path) -> bool:
+    """Whether a path leads to weights: `FILE.safetensors`, a run's folder, or a TensorFlow prefix.
+
+    What ends in `.safetensors` is taken for one even where there is no such file.
+    """
+    text = os.fspath(path)
+    return text.endswith(".safetensors") or _is_run(text) or is_bundle(text)
+
+
+def _is_run(path: str) -> bool:
+    return os.path.isdir(path) and os.path.isfile(os.path.join(path, RUN_WEIGHTS))
+
+
+def read_checkpoint(path: str | Path) -> Weights:
+    """Weights from a path, never from a registered name.
+
+    Args:
+        path: `FILE.safetensors`, the folder of a training run, or the prefix of a TensorFlow
+            checkpoint.
+
+    Raises:
+        CheckpointError: The path leads to none of these, or to what cannot be used.
+    """
+    text = os.fspath(path)
+    if _is_run(text):
+        return load_safetensors(Path(text) / RUN_WEIGHTS)
+    if text.endswith(".safetensors"):
+        return load_safetensors(text)
+    if is_bundle(text):
+        return import_tensorflow(text)
+    raise CheckpointError(
+        f"{text!r:.200} leads to no weights; accepted: FILE.safetensors, the folder of a training"
+        f" run (with a {RUN_WEIGHTS}), or the prefix of a TensorFlow checkpoint (PREFIX.index must"
+        " exist)"
+    )
+
+
+def checkpoint_name(path: str | Path) -> str:
+    """What a checkpoint is called: the file without its ending, or the folder of a training run."""
+    text = os.fspath(path)
+    if _is_run(text):
+        return Path(text).resolve().name
+    if os.path.basename(text) == RUN_WEIGHTS:
+        return Path(text).resolve().parent.name
+    if text.endswith(".safetensors"):
+        return Path(text).stem
+    return bundle_prefix(text).name
 
 
 def _seed(text: str) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MISSING = (
     "view 'egemaps' needs openSMILE: pip install 'featurestore[egemaps]' (free for research, not "
-    "for commercial use), or leave it out: --views gcu,mfcc"
+    "for commercial use), or leave it out: --views network,mfcc"
 )
 
 

@@ -31,3 +31,7 @@ class StoreError(FeatureStoreError):
 
 class AnalysisError(FeatureStoreError):
     """An analysis that the data cannot answer, such as folds over unknown speakers."""
+
+
+class TrainingError(FeatureStoreError):
+    """A training that cannot start or go on, such as a loss that is not a number."""

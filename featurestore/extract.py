@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from featurestore.batching import Bucket
-from featurestore.encoder import GCUNetwork
-from featurestore.frontend import buffer_length, fill_buffers, mfcc_of_padded
+from featurestore.batching import Bucket, pad_rows
+from featurestore.encoder import AudioFrontEnd, Encoder, program_key
+from featurestore.errors import FeatureStoreError
 from featurestore.kernels import masked_statistics
-from featurestore.types import Capture, FrameDtype
+from featurestore.types import FrameDtype
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,14 @@ class Request:
     """What to bring back from the device; part of what is compiled.
 
     Attributes:
-        captures: capture points of the network; empty leaves the network out.
-        mfcc: whether to bring back the MFCC too.
+        captures: capture points of the encoder, or what else its `apply` names, such as `logits` of
+            the GCU network; empty leaves the network out.
+        mfcc: whether to bring back the MFCC too; only for a front end that makes them.
         frames: whether to bring back every frame, besides the pooled statistics.
         dtype: of the frames; pooled statistics are float32 of unrounded activations.
     """
 
-    captures: tuple[Capture, ...]
+    captures: tuple[str, ...]
     mfcc: bool
     frames: bool
     dtype: FrameDtype = "float16"
@@ -51,19 +52,23 @@ class Extracted:
 
 def _features(
     request: Request,
+    encoder: Encoder | None,
+    front_end: AudioFrontEnd,
     variables: Any,
-    buffer: Float[Array, " sample"],
-    n_frames: Int[Array, ""],
+    buffers: Float[Array, "utterance sample"],
+    n_samples: Int[Array, " utterance"],
+    n_frames: Int[Array, " utterance"],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Frames and pooled statistics of one padded waveform; traced once per shape."""
-    coefficients = mfcc_of_padded(buffer, n_frames)
+    """Frames and pooled statistics of a padded batch; traced once per shape."""
+    batch, lengths = front_end.features(buffers, samples=n_samples, frames=n_frames)
     values: dict[str, Array] = {}
-    if request.captures:
-        activations: Any = GCUNetwork().apply(variables, coefficients, n_frames)
+    if request.captures and encoder is not None:
+        activations = encoder.apply(variables, batch, lengths)
         values = {name: activations[name] for name in request.captures}
     if request.mfcc:
-        values["mfcc"] = coefficients
-    pooled = {name: masked_statistics(value, n_frames) for name, value in values.items()}
+        values["mfcc"] = batch
+    pool = jax.vmap(masked_statistics)
+    pooled = {name: pool(value, n_frames) for name, value in values.items()}
     if not request.frames:
         return {}, pooled
     # MFCC go up to several hundred, where float16 would keep two digits: they stay float32.
@@ -71,56 +76,114 @@ def _features(
     return {name: value.astype(dtypes[name]) for name, value in values.items()}, pooled
 
 
-_programs: dict[tuple[Request, Bucket], jax.stages.Compiled] = {}
+def _check_shapes(encoder: Encoder, request: Request, bucket: Bucket, inputs: Any) -> None:
+    """Refuse a network whose activations are not what it says, before any of it is compiled."""
+    found = jax.eval_shape(encoder.apply, encoder.variables, *inputs)
+    expected = (bucket.rows, len(encoder.layer_names), bucket.frames, encoder.units)
+    for name in request.captures:
+        if name not in encoder.captures and name in found:
+            continue  # what a network gives besides, such as logits, has its own shape
+        shape = getattr(found.get(name), "shape", None)
+        if shape != expected:
+            raise FeatureStoreError(
+                f"encoder '{encoder.name}' gives capture '{name}' of shape {shape} for "
+                f"{bucket.rows} utterances of up to {bucket.frames} frames; expected {expected}: "
+                "(utterance, layer, frame, unit), as layer_names, front_end and units say"
+            )
 
 
-def compile_program(variables: Any, request: Request, bucket: Bucket) -> jax.stages.Compiled:
-    """The program of a request for one shape, compiled once per process.
+_programs: dict[Hashable, jax.stages.Compiled] = {}
+
+
+def _program_key(
+    encoder: Encoder | None, request: Request, bucket: Bucket, front_end: AudioFrontEnd
+) -> Hashable:
+    if encoder is None or not request.captures:
+        return request, bucket, front_end
+    leaves, structure = jax.tree.flatten(encoder.variables)
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return request, bucket, front_end, program_key(encoder), structure, shapes
+
+
+def compile_program(
+    encoder: Encoder | None,
+    request: Request,
+    bucket: Bucket,
+    *,
+    front_end: AudioFrontEnd | None = None,
+) -> jax.stages.Compiled:
+    """The program of a request for one shape, compiled once per process and kind of network.
 
     Args:
-        variables: the encoder's parameters; all encoders have the same shapes.
+        encoder: the network; unused without captures.
         request: what to bring back.
         bucket: the shape.
+        front_end: how it hears the audio; the encoder's own by default.
+
+    Raises:
+        FeatureStoreError: the network's activations have another shape than it says.
+        ValueError: neither an encoder nor a front end.
     """
-    if (request, bucket) not in _programs:
-        batched = jax.vmap(functools.partial(_features, request), in_axes=(None, 0, 0))
-        samples = (bucket.rows, buffer_length(bucket.frames))
-        _programs[request, bucket] = (
-            jax.jit(batched)
-            .lower(
-                variables,
-                jax.ShapeDtypeStruct(samples, jnp.float32),
-                jax.ShapeDtypeStruct(samples[:1], jnp.int32),
+    hears = _front_end(encoder, front_end)
+    key = _program_key(encoder, request, bucket, hears)
+    if key not in _programs:
+        buffers = jax.ShapeDtypeStruct(
+            (bucket.rows, hears.buffer_length(bucket.frames)), jnp.float32
+        )
+        counts = jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
+        network = encoder if request.captures else None
+        if network is not None:
+            inputs = jax.eval_shape(
+                lambda b, s, f: hears.features(b, samples=s, frames=f), buffers, counts, counts
             )
+            _check_shapes(network, request, bucket, inputs)
+        _programs[key] = (
+            jax.jit(functools.partial(_features, request, network, hears))
+            .lower(network.variables if network else {}, buffers, counts, counts)
             .compile()
         )
-    return _programs[request, bucket]
+    return _programs[key]
+
+
+def _front_end(encoder: Encoder | None, front_end: AudioFrontEnd | None) -> AudioFrontEnd:
+    if front_end is not None:
+        return front_end
+    if encoder is None:
+        raise ValueError("give an encoder or a front end")
+    return encoder.front_end
 
 
 def dispatch(
-    variables: Any,
+    encoder: Encoder | None,
     request: Request,
     *,
     bucket: Bucket,
     prepared: Sequence[np.ndarray],
     n_frames: Sequence[int] | np.ndarray,
+    front_end: AudioFrontEnd | None = None,
 ) -> Any:
     """Start a batch on the device and return at once.
 
     Args:
-        variables: the encoder's parameters; unused without captures.
+        encoder: the network; unused without captures.
         request: what to bring back.
         bucket: the batch's shape; at most `bucket.rows` utterances.
-        prepared: waveforms from `FrontEnd.prepare`.
+        prepared: waveforms from the front end's `prepare`.
         n_frames: their frames.
+        front_end: how the network hears the audio; the encoder's own by default.
 
     Returns:
         What `collect` takes.
     """
-    buffers = fill_buffers(list(prepared), rows=bucket.rows, frames=bucket.frames)
-    counts = np.zeros(bucket.rows, np.int32)
-    counts[: len(n_frames)] = n_frames
-    return compile_program(variables, request, bucket)(variables, buffers, counts)
+    hears = _front_end(encoder, front_end)
+    length = hears.buffer_length(bucket.frames)
+    buffers = pad_rows(prepared, rows=bucket.rows, length=length)
+    samples, frames = np.zeros((2, bucket.rows), np.int32)
+    samples[: len(prepared)] = [min(length, len(one)) for one in prepared]
+    frames[: len(n_frames)] = n_frames
+    program = compile_program(encoder, request, bucket, front_end=hears)
+    variables = encoder.variables if encoder is not None and request.captures else {}
+    return program(variables, buffers, samples, frames)
 
 
 def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Extracted]:

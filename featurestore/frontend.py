@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from featurestore.batching import pad_rows
 from featurestore.errors import AudioError
-from featurestore.types import COEFFICIENTS, HOP_LENGTH, SAMPLE_RATE, FrontEndVariant
+from featurestore.types import (
+    COEFFICIENTS,
+    FRAME_PERIOD_S,
+    HOP_LENGTH,
+    SAMPLE_RATE,
+    FrontEndVariant,
+)
 
 if TYPE_CHECKING:
     import jax
@@ -44,6 +51,16 @@ class FrontEnd:
     decimation: int = 1
 
     @property
+    def frame_period_s(self) -> float:
+        """Seconds between frames."""
+        return FRAME_PERIOD_S
+
+    @property
+    def frame_offset_s(self) -> float:
+        """Centre of the first frame, in seconds from the utterance's first sample."""
+        return 0.0
+
+    @property
     def min_samples(self) -> int:
         """Fewest samples at 16 kHz: a reflection of 1,024 needs one sample more than that."""
         return N_FFT // 2 + 1 if self.padding == "reflect" else 1
@@ -61,6 +78,32 @@ class FrontEnd:
         samples = samples[:: self.decimation]
         self.check_length(len(samples))
         return np.pad(samples, N_FFT // 2, mode=self.padding)
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of an utterance of `samples` samples at `input_rate`.
+
+        Raises:
+            AudioError: fewer samples than `min_samples`.
+        """
+        length = self.decimated_length(samples)
+        self.check_length(length)
+        return frame_count(length)
+
+    def buffer_length(self, frames: int) -> int:
+        """Samples of the prepared waveform that `frames` frames read."""
+        return buffer_length(frames)
+
+    def features(
+        self,
+        buffers: Float[Array, "utterance sample"],
+        *,
+        samples: Int[Array, " utterance"],
+        frames: Int[Array, " utterance"],
+    ) -> tuple[Float[Array, "utterance frame 20"], Int[Array, " utterance"]]:
+        """MFCC of prepared waveforms in zero-filled buffers, and how many of their frames count."""
+        import jax
+
+        return jax.vmap(mfcc_of_padded)(buffers, frames), frames
 
     def check_length(self, samples: int) -> None:
         """Raise unless `samples` samples at 16 kHz are enough.
@@ -139,21 +182,55 @@ def mfcc_of_padded(
     import jax
     import jax.numpy as jnp
 
-    window, mel, dct = _constants()
+    valid = _valid(padded, n_frames)
+    with jax.enable_x64(True):
+        rounded = cepstrum(_log_mel(padded, valid)).astype(jnp.float32)
+    return jnp.where(valid, rounded, 0.0)
+
+
+def log_mel_of_padded(
+    padded: Float[Array, " sample"], n_frames: Int[Array, ""]
+) -> Float[Array, "frame band"]:
+    """Mel spectrum in dB, from which `cepstrum` makes MFCC; arguments as for `mfcc_of_padded`."""
+    import jax
+    import jax.numpy as jnp
+
+    valid = _valid(padded, n_frames)
+    with jax.enable_x64(True):
+        rounded = _log_mel(padded, valid).astype(jnp.float32)
+    return jnp.where(valid, rounded, 0.0)
+
+
+def cepstrum(decibels: Float[Array, "frame band"]) -> Float[Array, "frame coefficient"]:
+    """The first 20 coefficients of the orthonormal DCT-II over 128 mel bands in dB."""
+    import jax.numpy as jnp
+
+    return jnp.matmul(decibels, _constants()[2].astype(decibels.dtype), precision="highest")
+
+
+def _valid(padded: Array, n_frames: Array) -> Array:
+    """(frame, 1): whether a frame of the buffer belongs to the utterance."""
+    import jax.numpy as jnp
+
+    frames = padded.shape[0] // HOP_LENGTH - _BLOCKS + 1
+    return (jnp.arange(frames) < n_frames)[:, None]
+
+
+def _log_mel(padded: Array, valid: Array) -> Array:
+    """Mel spectrum in dB, clamped to 80 dB under its maximum over the utterance; float64."""
+    import jax.numpy as jnp
+
+    window, mel, _ = _constants()
     blocks = padded.reshape(-1, HOP_LENGTH)
     frames = blocks.shape[0] - _BLOCKS + 1
     framed = jnp.concatenate([blocks[i : i + frames] for i in range(_BLOCKS)], axis=1)
-    valid = (jnp.arange(frames) < n_frames)[:, None]
     # In float32, XLA's FFT alone is off by 2e-4 on recordings and 7e-4 on pure tones, in bands near
     # the 80 dB floor. librosa transforms in float64 as well; the network costs far more than this.
-    with jax.enable_x64(True):
-        spectrum = jnp.fft.rfft(framed.astype(jnp.float64) * window, axis=-1)
-        bands = jnp.matmul(spectrum.real**2 + spectrum.imag**2, mel)
-        decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
-        loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
-        coefficients = jnp.matmul(jnp.maximum(decibels, loudest - TOP_DB), dct)
-        rounded = coefficients.astype(jnp.float32)
-    return jnp.where(valid, rounded, 0.0)
+    spectrum = jnp.fft.rfft(framed.astype(jnp.float64) * window, axis=-1)
+    bands = jnp.matmul(spectrum.real**2 + spectrum.imag**2, mel)
+    decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
+    loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
+    return jnp.maximum(decibels, loudest - TOP_DB)
 
 
 @functools.cache
@@ -167,11 +244,7 @@ def fill_buffers(
     prepared: list[np.ndarray], *, rows: int, frames: int
 ) -> Float[np.ndarray, "row sample"]:
     """Prepared waveforms as rows of one zero-filled batch; rows beyond the last one stay zero."""
-    buffers = np.zeros((rows, buffer_length(frames)), np.float32)
-    for row, samples in zip(buffers, prepared, strict=False):
-        used = min(len(row), len(samples))
-        row[:used] = samples[:used]
-    return buffers
+    return pad_rows(prepared, rows=rows, length=buffer_length(frames))
 
 
 def mfcc(

@@ -9,29 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from featurestore.batching import Bucket
+from featurestore.encoder import Encoder
 from featurestore.errors import StoreError
 from featurestore.pipeline import Clock, Work, rows_of, run_egemaps, run_network
-from featurestore.planning import (
-    NEURAL_VIEWS,
-    IngestPlan,
-    Job,
-    Skipped,
-    load_table,
-    plan_ingest,
-)
+from featurestore.planning import IngestPlan, Job, Skipped, plan_ingest
 from featurestore.progress import progress_bar
-from featurestore.setup import IngestConfig
+from featurestore.setup import Hearing, IngestConfig
 from featurestore.store.ledger import create_store, create_view, writing
 from featurestore.store.rows import read_rows, write_rows
 from featurestore.store.writer import PartWriter, finish_part
-from featurestore.types import FRAME_PERIOD_S, VIEW_KINDS, Capture, FrameDtype, ViewKind
-
-if TYPE_CHECKING:
-    from featurestore.encoder import Encoder
+from featurestore.types import VIEWS, FrameDtype
+from featurestore.weights import Weights
 
 _VERSIONED = (
     "featurestore",
@@ -102,9 +95,9 @@ def ingest(
     manifest: pd.DataFrame | str | os.PathLike[str],
     store: str | os.PathLike[str],
     *,
-    encoder: Encoder | str | None = None,
-    views: ViewKind | Sequence[ViewKind] = VIEW_KINDS,
-    captures: Capture | Sequence[Capture] = ("gate",),
+    encoder: Encoder | Weights | str | Path | None = "default",
+    views: str | Sequence[str] = VIEWS,
+    captures: str | Sequence[str] | None = None,
     frames: bool = True,
     dtype: FrameDtype = "float16",
     variant: str | None = None,
@@ -120,9 +113,11 @@ def ingest(
     Args:
         manifest: a table as from `read_corpus`, or the path of one.
         store: folder of the store, new or not.
-        encoder: the network, or what `load_encoder` takes; needed by view `gcu`.
-        views: any of `gcu` (activations), `mfcc`, `egemaps`.
-        captures: any of `gate`, `skip`, `residual`.
+        encoder: the network, or what `load_encoder` takes; used where its view is wanted.
+        views: any of `network` (activations; the encoder's kind, such as `gcu`, will do too),
+            `mfcc`, `egemaps`.
+        captures: any of the encoder's capture points, for the GCU network `gate`, `skip`,
+            `residual`; None takes its first one.
         frames: whether to keep every frame, besides pooled statistics.
         dtype: of the frames kept, `float16` or `float32`.
         variant: MFCC variant instead of the one that the weights were trained with.
@@ -133,17 +128,15 @@ def ingest(
         ManifestError: a bad manifest, naming row and column, before any work.
         CheckpointError: weights that cannot be used.
         StoreError: a folder that is not a store, ids stored from other audio, a full disk.
-        FeatureStoreError: a view that needs weights or openSMILE, without them.
+        FeatureStoreError: a view that needs weights or openSMILE, without them; an unknown view or
+            capture; an object that is not an encoder.
     """
     began = time.perf_counter()
-    config = config or IngestConfig(_several(views), _several(captures), frames, dtype)
-    table = load_table(manifest)
-    if isinstance(encoder, str | os.PathLike):
-        from featurestore.encoder import load_encoder
-
-        encoder = load_encoder(encoder)
+    if config is None:
+        chosen = None if captures is None else _several(captures)
+        config = IngestConfig(_several(views), chosen, frames, dtype)
     plan = plan_ingest(
-        table, store, encoder=encoder, config=config, variant=variant, progress=progress
+        manifest, store, encoder=encoder, config=config, variant=variant, progress=progress
     )
     return run_plan(plan, progress=progress, began=began)
 
@@ -174,7 +167,8 @@ def run_plan(
         with writing(plan.store):
             run.begin()
             for job in plan.jobs:
-                run.network(job)
+                for hearing, buckets in zip(plan.setup.hearings, plan.buckets, strict=True):
+                    run.network(job, hearing, buckets)
                 run.egemaps(job)
             added, set_aside = _finish(plan)
     except OSError as error:
@@ -215,37 +209,39 @@ class _Run:
             for part, _ in job.parts.values():
                 part.begin(job.plan, list(job.rows["id"]), job.frames)
 
-    def _work(self, job: Job, kinds: Sequence[ViewKind], tick: Any) -> Work:
+    def _work(self, job: Job, kinds: Sequence[str], tick: Any) -> Work:
         parts = [job.parts[kind] for kind in kinds if kind in job.parts]
         return Work(
             columns=job.columns(kinds),
             rows=rows_of(job.rows),
             frames=job.frames,
             writers=[(PartWriter(part, job.plan), missing) for part, missing in parts],
+            frame_period_s=self.plan.setup.frame_period_s(kinds[0]),
             versions=self.versions,
             clock=self.clock,
             tick=tick,
         )
 
-    def network(self, job: Job) -> None:
-        """Make the job's columns of `gcu` and `mfcc`."""
+    def network(self, job: Job, hearing: Hearing, buckets: Sequence[Bucket]) -> None:
+        """Make the job's columns of the views that share a front end."""
         from featurestore.extract import Request
 
         setup = self.plan.setup
-        if not job.missing(NEURAL_VIEWS):
+        if not job.missing(hearing.kinds):
             return
-        with self._bar("Encoding", job, NEURAL_VIEWS) as tick:
+        networks = [kind for kind in hearing.kinds if kind != "mfcc"]
+        with self._bar("Encoding", job, hearing.kinds) as tick:
             run_network(
-                self._work(job, NEURAL_VIEWS, tick),
-                variables=setup.encoder.variables if setup.encoder else {},
+                self._work(job, hearing.kinds, tick),
+                encoder=setup.encoder,
                 request=Request(
-                    captures=setup.config.captures if job.missing(("gcu",)) else (),
-                    mfcc=bool(job.missing(("mfcc",))),
+                    captures=(setup.config.captures or ()) if job.missing(networks) else (),
+                    mfcc="mfcc" in hearing.kinds and bool(job.missing(("mfcc",))),
                     frames=setup.config.frames,
                     dtype=setup.config.dtype,
                 ),
-                front_end=setup.front_end,
-                buckets=self.plan.buckets,
+                front_end=hearing.front_end,
+                buckets=buckets,
                 decoders=setup.config.workers,
             )
 
@@ -257,8 +253,9 @@ class _Run:
                     self._work(job, ("egemaps",), tick), workers=self.plan.setup.config.workers
                 )
 
-    def _bar(self, title: str, job: Job, kinds: Sequence[ViewKind]) -> Any:
-        seconds = float(job.frames[job.members(kinds)].sum()) * FRAME_PERIOD_S
+    def _bar(self, title: str, job: Job, kinds: Sequence[str]) -> Any:
+        period = self.plan.setup.frame_period_s(kinds[0])
+        seconds = float(job.frames[job.members(kinds)].sum()) * period
         return progress_bar(
             title,
             seconds,
@@ -272,7 +269,7 @@ class _Run:
 def _finish(plan: IngestPlan) -> tuple[dict[str, float], list[Skipped]]:
     """Write the utterance tables; seconds of audio by utterance added, and what was set aside."""
     added: dict[str, float] = {}
-    aside: dict[tuple[str, str], list[ViewKind]] = {}
+    aside: dict[tuple[str, str], list[str]] = {}
     paths: dict[str, str] = {}
     for job in plan.jobs:
         paths.update(zip(job.rows["id"], job.rows["path"], strict=True))

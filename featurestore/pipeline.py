@@ -24,13 +24,12 @@ import pandas as pd
 from featurestore import egemaps
 from featurestore.audio import read_clip
 from featurestore.batching import Batch, Bucket, batches
+from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import AudioError
 from featurestore.extract import Extracted, Request, collect, compile_program, dispatch
-from featurestore.frontend import FrontEnd, frame_count
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
 from featurestore.survey import samples_for, segment
-from featurestore.types import FRAME_PERIOD_S
 
 _BATCHES_AHEAD = 3  # decoded before the device asks for them
 
@@ -67,6 +66,7 @@ class Work:
         rows: manifest rows that `Column.members` index.
         frames: frames of each row.
         writers: the column's arrays in each view, with the columns each one still misses.
+        frame_period_s: seconds between those frames.
         versions: of the libraries, for the ledger.
         clock: where time goes.
         tick: called with the seconds of audio done, set aside or not.
@@ -76,6 +76,7 @@ class Work:
     rows: Sequence[dict[str, Any]]
     frames: np.ndarray
     writers: Sequence[tuple[PartWriter, frozenset[int]]]
+    frame_period_s: float
     versions: Mapping[str, str]
     clock: Clock
     tick: Callable[[float], None]
@@ -207,7 +208,7 @@ class _Decoded:
 
 
 def _decode(
-    row: Mapping[str, Any], frames: int, front_end: FrontEnd, clock: Clock
+    row: Mapping[str, Any], frames: int, front_end: AudioFrontEnd, clock: Clock
 ) -> _Decoded | str:
     path, start, end = segment(row)
     try:
@@ -215,9 +216,10 @@ def _decode(
             clip = read_clip(path, start=start, end=end)
             samples = samples_for(clip, front_end)
             prepared = front_end.prepare(samples)
+            found = front_end.frame_count(len(samples))
     except AudioError as error:
         return str(error)
-    if frame_count(front_end.decimated_length(len(samples))) != frames:
+    if found != frames:
         return f"the file changed since the store was begun: {path}"
     return _Decoded(prepared, len(clip.samples) / clip.rate, clip.sha256)
 
@@ -237,7 +239,7 @@ class _Step:
 
 
 def _steps(
-    work: Work, buckets: Sequence[Bucket], front_end: FrontEnd, pool: ThreadPoolExecutor
+    work: Work, buckets: Sequence[Bucket], front_end: AudioFrontEnd, pool: ThreadPoolExecutor
 ) -> Iterator[_Step]:
     """Batches of all columns in order, each with its decoding already begun."""
     for column in work.columns:
@@ -266,19 +268,19 @@ def _ahead(steps: Iterator[_Step], count: int) -> Iterator[_Step]:
 def run_network(
     work: Work,
     *,
-    variables: Any,
+    encoder: Encoder | None,
     request: Request,
-    front_end: FrontEnd,
+    front_end: AudioFrontEnd,
     buckets: Sequence[Bucket],
     decoders: int,
 ) -> None:
-    """Fill and write the columns of the views that the device makes (`gcu` and `mfcc`).
+    """Fill and write the columns of the views that the device makes from one front end.
 
     Args:
         work: what to make and where to put it.
-        variables: the encoder's parameters.
+        encoder: the network; unused where the request has no captures.
         request: what to bring back from the device.
-        front_end: how samples become MFCC.
+        front_end: how the audio is heard.
         buckets: shapes to run.
         decoders: threads that decode.
     """
@@ -286,7 +288,7 @@ def run_network(
     # with every shape that a larger corpus adds.
     with work.clock("compile"):
         for bucket in _needed(work, buckets):
-            compile_program(variables, request, bucket)
+            compile_program(encoder, request, bucket, front_end=front_end)
     _return_free_memory()
     on_device: _Step | None = None
     with (
@@ -296,7 +298,14 @@ def run_network(
         for step in _ahead(_steps(work, buckets, front_end, pool), _BATCHES_AHEAD):
             _gather(step, work)
             with work.clock("network"):
-                step.device = _dispatch(step, work, variables, request)
+                step.device = dispatch(
+                    encoder,
+                    request,
+                    bucket=step.batch.bucket,
+                    prepared=[one.prepared for one in step.decoded],
+                    n_frames=work.frames[step.members],
+                    front_end=front_end,
+                )
             if on_device is not None:
                 _take_apart(on_device, work, writer)
             on_device = step
@@ -324,16 +333,6 @@ def _gather(step: _Step, work: Work) -> None:
     step.decoding = []
 
 
-def _dispatch(step: _Step, work: Work, variables: Any, request: Request) -> Any:
-    return dispatch(
-        variables,
-        request,
-        bucket=step.batch.bucket,
-        prepared=[one.prepared for one in step.decoded],
-        n_frames=work.frames[step.members],
-    )
-
-
 def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
     """Copy a finished batch into its column, and hand the column on if it was the last one."""
     with work.clock("network"):
@@ -350,7 +349,7 @@ def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
                 duration_s=decoded.duration_s,
                 sha256=decoded.sha256,
             )
-    work.tick(float(work.frames[list(step.all_members)].sum()) * FRAME_PERIOD_S)
+    work.tick(float(work.frames[list(step.all_members)].sum()) * work.frame_period_s)
     if step.last:
         writer.submit(step.column)
 
@@ -372,7 +371,7 @@ def run_egemaps(work: Work, *, workers: int) -> None:
                 row = work.rows[member]
                 with work.clock("eGeMAPS"):
                     result = next(results)
-                work.tick(float(work.frames[member]) * FRAME_PERIOD_S)
+                work.tick(float(work.frames[member]) * work.frame_period_s)
                 if isinstance(result, str):
                     opened.set_aside.append(SetAside(row["id"], result))
                     continue

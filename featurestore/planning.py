@@ -7,25 +7,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from featurestore.batching import Bucket, batches, choose_buckets, padding_waste
+from featurestore.batching import Batch, Bucket, batches, choose_buckets, padding_waste
 from featurestore.corpus import read_manifest, validate_manifest
+from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import StoreError
 from featurestore.progress import progress_bar
-from featurestore.setup import IngestConfig, Setup, set_up
+from featurestore.setup import Hearing, IngestConfig, Setup, set_up
 from featurestore.store.ledger import Part, View
 from featurestore.store.plan import Column, PartPlan, plan_part
 from featurestore.store.rows import merge_rows, moved_files, moved_segments, read_rows
 from featurestore.store.schema import stored_bytes
-from featurestore.survey import Measured, survey
-from featurestore.types import FRAME_PERIOD_S, VIEW_KINDS, ViewKind
-
-if TYPE_CHECKING:
-    from featurestore.encoder import Encoder
+from featurestore.survey import Measured, measure, read_headers
+from featurestore.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,6 @@ class Skipped:
     reason: str
 
 
-NEURAL_VIEWS: tuple[ViewKind, ...] = ("gcu", "mfcc")
-
-
 @dataclass(frozen=True)
 class Job:
     """A part, the same in every view that misses it, and the columns that each still misses.
@@ -48,26 +43,26 @@ class Job:
     Attributes:
         plan: which row goes where.
         rows: manifest rows that the plan's members index.
-        frames: MFCC frames of each row.
+        frames: of each row.
         parts: by view, the part's place and the columns missing there.
     """
 
     plan: PartPlan
     rows: pd.DataFrame
     frames: np.ndarray
-    parts: dict[ViewKind, tuple[Part, frozenset[int]]]
+    parts: dict[str, tuple[Part, frozenset[int]]]
 
-    def missing(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> frozenset[int]:
+    def missing(self, kinds: Sequence[str]) -> frozenset[int]:
         """Columns that at least one of these views misses."""
         found = (columns for kind, (_, columns) in self.parts.items() if kind in kinds)
         return frozenset[int]().union(*found)
 
-    def columns(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> list[Column]:
+    def columns(self, kinds: Sequence[str]) -> list[Column]:
         """The same as columns, in order."""
         missing = self.missing(kinds)
         return [column for column in self.plan.columns if column.index in missing]
 
-    def members(self, kinds: Sequence[ViewKind] = VIEW_KINDS) -> np.ndarray:
+    def members(self, kinds: Sequence[str]) -> np.ndarray:
         """Rows in those columns."""
         return np.array([i for column in self.columns(kinds) for i in column.members], int)
 
@@ -85,7 +80,8 @@ class IngestPlan:
         corpus_utterances: rows of the manifest.
         utterances: of which some view still misses this many.
         hours: of audio in those, to a frame per utterance.
-        frames: MFCC frames in those.
+        frames: to compute for those, by every front end that some view still needs.
+        frame_periods_s: seconds between the frames of each front end.
         columns: units of work.
         bytes_to_write: about how much disk they take.
         padding_waste: share of computed frames that are padding, 0 to 1.
@@ -100,6 +96,7 @@ class IngestPlan:
     utterances: int
     hours: float
     frames: int
+    frame_periods_s: tuple[float, ...]
     columns: int
     bytes_to_write: int
     padding_waste: float
@@ -109,7 +106,7 @@ class IngestPlan:
     setup: Setup = field(repr=False)
     rows: pd.DataFrame = field(repr=False)
     jobs: tuple[Job, ...] = field(repr=False)
-    buckets: tuple[Bucket, ...] = field(repr=False)
+    buckets: tuple[tuple[Bucket, ...], ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -152,7 +149,7 @@ def plan_ingest(
     manifest: pd.DataFrame | str | os.PathLike[str],
     store: str | os.PathLike[str],
     *,
-    encoder: Encoder | None = None,
+    encoder: Encoder | Weights | str | Path | None = None,
     config: IngestConfig | None = None,
     variant: str | None = None,
     progress: bool | None = None,
@@ -162,7 +159,7 @@ def plan_ingest(
     Args:
         manifest: a table as from `read_corpus`, or the path of one.
         store: folder of the store, new or not.
-        encoder: the network, if view `gcu` is wanted.
+        encoder: the network or what `load_encoder` takes, if its view is wanted.
         config: how features are made.
         variant: MFCC variant instead of the encoder's own.
         progress: whether to show a bar; None shows one on a terminal.
@@ -174,26 +171,29 @@ def plan_ingest(
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
     table = load_table(manifest)
-    setup = set_up(Path(store), encoder, config or IngestConfig(), variant)
+    config = config or IngestConfig()
+    network = load_encoder(encoder) if encoder is not None and config.wants_network else None
+    setup = set_up(Path(store), network, config, variant)
     held = {kind: _held(view) for kind, view in setup.views.items()}
     stored = read_rows(setup.root)
     _check_same_audio(stored, table, held)
     rows, changed = merge_rows(stored, table)
     known = frozenset.intersection(*(one.taken for one in held.values()))
     unknown = table[~table["id"].isin(known)]
-    neural = set(NEURAL_VIEWS) & set(setup.views)
     with progress_bar("Reading headers", len(unknown), unit="files", show=progress) as tick:
-        measured, problems = survey(unknown, setup.front_end if neural else None, tick)
+        headers, problems = read_headers(unknown, tick)
+    measured = {
+        end: {id: measure(header, end) for id, header in headers.items()}
+        for end in {*map(setup.front_end, setup.views)}
+    }
     jobs = _jobs(setup, held, rows, table, measured)
-    skipped = _skipped(table, held, measured, problems)
+    skipped = _skipped(setup, table, held, measured, problems)
     plan = _describe(setup, table, rows, jobs, skipped, len(changed))
     _check_room(plan)
     return plan
 
 
-def _check_same_audio(
-    stored: pd.DataFrame, table: pd.DataFrame, held: dict[ViewKind, _Held]
-) -> None:
+def _check_same_audio(stored: pd.DataFrame, table: pd.DataFrame, held: dict[str, _Held]) -> None:
     """Refuse ids that stand for one sound in the store and for another in the manifest."""
     taken = frozenset[str]().union(*(one.taken for one in held.values()))
     moved = moved_segments(stored, table, taken)
@@ -204,8 +204,8 @@ def _check_same_audio(
         )
     seconds = {id: value for one in held.values() for id, value in one.seconds.items()}
     elsewhere = table[table["id"].isin(moved_files(stored, table, frozenset(seconds)))]
-    measured, _ = survey(elsewhere, None, lambda amount: None)
-    for id, found in measured.items():
+    headers, _ = read_headers(elsewhere, lambda amount: None)
+    for id, found in headers.items():
         if abs(found.duration_s - seconds[id]) > 1e-6:
             raise StoreError(
                 f"utterance '{id}' is stored from another file: {seconds[id]:.3f} s of audio, in "
@@ -226,18 +226,16 @@ def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
 
 def _jobs(
     setup: Setup,
-    held: dict[ViewKind, _Held],
+    held: dict[str, _Held],
     rows: pd.DataFrame,
     table: pd.DataFrame,
-    measured: dict[str, Measured],
+    measured: dict[AudioFrontEnd | None, dict[str, Measured]],
 ) -> list[Job]:
     """Parts to complete, then one part for what no part has yet; views that agree share them."""
     jobs: dict[str, Job] = {}
     by_id = rows.set_index("id", drop=False)
 
-    def add(
-        kind: ViewKind, part: Part, plan: PartPlan, ids: Sequence[str], frames: np.ndarray
-    ) -> None:
+    def add(kind: str, part: Part, plan: PartPlan, ids: Sequence[str], frames: np.ndarray) -> None:
         todo = frozenset(column.index for column in plan.columns) - frozenset(part.committed())
         mine = by_id.loc[list(ids)].reset_index(drop=True)
         job = jobs.setdefault(part.name, Job(plan, mine, frames, {}))
@@ -246,25 +244,26 @@ def _jobs(
     for kind, has in held.items():
         for begun in has.begun:
             add(kind, *begun)
-        taken = has.taken
+        taken, found = has.taken, measured[setup.front_end(kind)]
         ids = [
             id
             for id in table["id"]
-            if id in measured
-            and id not in taken
-            and (kind == "egemaps" or not measured[id].refusal)
+            if id in found and id not in taken and (kind == "egemaps" or not found[id].refusal)
         ]
         if ids:
-            frames = np.array([measured[id].frames for id in ids], int)
-            plan = plan_part(ids, frames, frames=setup.config.column_frames)
+            frames = np.array([found[id].frames for id in ids], int)
+            plan = plan_part(
+                ids, frames, frames=setup.config.column_frames, width=setup.width(kind)
+            )
             add(kind, setup.views[kind].part(plan.name), plan, ids, frames)
     return list(jobs.values())
 
 
 def _skipped(
+    setup: Setup,
     table: pd.DataFrame,
-    held: dict[ViewKind, _Held],
-    measured: dict[str, Measured],
+    held: dict[str, _Held],
+    measured: dict[AudioFrontEnd | None, dict[str, Measured]],
     problems: dict[str, str],
 ) -> tuple[Skipped, ...]:
     found = []
@@ -272,10 +271,13 @@ def _skipped(
         missing = tuple(kind for kind in held if id not in held[kind].taken)
         if id in problems:
             found.append(Skipped(id, path, missing, problems[id]))
-        elif id in measured and measured[id].refusal:
-            neural = tuple(kind for kind in missing if kind != "egemaps")
-            found.append(Skipped(id, path, neural, measured[id].refusal))
-    return tuple(one for one in found if one.views)
+            continue
+        for hearing in setup.hearings:
+            refused = tuple(kind for kind in missing if kind in hearing.kinds)
+            one = measured[hearing.front_end].get(id)
+            if one is not None and one.refusal:
+                found.append(Skipped(id, path, refused, one.refusal))
+    return tuple(skipped for skipped in found if skipped.views)
 
 
 def _describe(
@@ -286,45 +288,79 @@ def _describe(
     skipped: tuple[Skipped, ...],
     relabelled: int,
 ) -> IngestPlan:
-    todo: dict[str, int] = {}
-    size = 0
-    for job in jobs:
-        members = job.members()
-        todo.update(zip(job.rows["id"].iloc[members], job.frames[members].tolist(), strict=True))
-        for kind, (part, _) in job.parts.items():
-            for column in job.columns((kind,)):
-                frames = int(job.frames[list(column.members)].sum())
-                size += stored_bytes(
-                    part.view.config, utterances=len(column.members), frames=frames
-                )
-    neural = [(job, column) for job in jobs for column in job.columns(NEURAL_VIEWS)]
-    per_column = [job.frames[list(column.members)] for job, column in neural]
-    every = np.concatenate(per_column) if per_column else np.array([], int)
-    buckets = choose_buckets(every, setup.config.batching)
-    batched = [batches(frames, buckets) for frames in per_column]
-    programs = {
-        (batch.bucket, bool(job.missing(("gcu",))), bool(job.missing(("mfcc",))))
-        for (job, _), planned in zip(neural, batched, strict=True)
-        for batch in planned
-    }
+    kinds = tuple(setup.views)
+    todo, seconds, size = _amounts(setup, jobs)
+    batching = [_batching(setup, hearing, jobs) for hearing in setup.hearings]
     return IngestPlan(
         store=setup.root,
         views=tuple(view.name for view in setup.views.values()),
         corpus_utterances=len(table),
-        utterances=len(todo),
-        hours=sum(todo.values()) * FRAME_PERIOD_S / 3600,
+        utterances=len(seconds),
+        hours=sum(seconds.values()) / 3600,
         frames=sum(todo.values()),
-        columns=sum(len(job.missing()) for job in jobs),
+        frame_periods_s=tuple(dict.fromkeys(setup.frame_period_s(kind) for kind in kinds)),
+        columns=sum(len(job.missing(kinds)) for job in jobs),
         bytes_to_write=size,
-        padding_waste=padding_waste(every, [batch for planned in batched for batch in planned]),
-        compilations=len(programs),
+        padding_waste=padding_waste(
+            [length for one in batching for length in one.lengths],
+            [batch for one in batching for batch in one.planned],
+        ),
+        compilations=sum(one.programs for one in batching),
         relabelled=relabelled,
         skipped=skipped,
         setup=setup,
         rows=rows,
         jobs=tuple(jobs),
-        buckets=buckets,
+        buckets=tuple(one.buckets for one in batching),
     )
+
+
+def _amounts(
+    setup: Setup, jobs: Sequence[Job]
+) -> tuple[dict[tuple[AudioFrontEnd | None, str], int], dict[str, float], int]:
+    """Frames still to make by front end and utterance, their seconds by utterance, and bytes."""
+    todo: dict[tuple[AudioFrontEnd | None, str], int] = {}
+    seconds: dict[str, float] = {}
+    size = 0
+    for job in jobs:
+        for kind, (part, _) in job.parts.items():
+            end, period = setup.front_end(kind), setup.frame_period_s(kind)
+            members = job.members((kind,))
+            ids, frames = job.rows["id"].iloc[members], job.frames[members].tolist()
+            todo.update(zip(((end, id) for id in ids), frames, strict=True))
+            seconds.update(zip(ids, (period * count for count in frames), strict=True))
+            for column in job.columns((kind,)):
+                size += stored_bytes(
+                    part.view.config,
+                    utterances=len(column.members),
+                    frames=int(job.frames[list(column.members)].sum()),
+                )
+    return todo, seconds, size
+
+
+@dataclass(frozen=True)
+class _Batching:
+    """What one front end has to do: frames of its utterances, and how they run together."""
+
+    buckets: tuple[Bucket, ...]
+    lengths: np.ndarray
+    planned: list[Batch]
+    programs: int
+
+
+def _batching(setup: Setup, hearing: Hearing, jobs: Sequence[Job]) -> _Batching:
+    columns = [(job, column) for job in jobs for column in job.columns(hearing.kinds)]
+    per_column = [job.frames[list(column.members)] for job, column in columns]
+    every = np.concatenate(per_column) if per_column else np.array([], int)
+    buckets = choose_buckets(every, setup.config.batching)
+    batched = [batches(frames, buckets) for frames in per_column]
+    programs = {
+        (batch.bucket, tuple(kind for kind in hearing.kinds if job.missing((kind,))))
+        for (job, _), planned in zip(columns, batched, strict=True)
+        for batch in planned
+    }
+    every_batch = [batch for planned in batched for batch in planned]
+    return _Batching(buckets, every, every_batch, len(programs))
 
 
 def _check_room(plan: IngestPlan) -> None:

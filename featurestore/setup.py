@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from featurestore import egemaps
 from featurestore.batching import BatchPolicy
+from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.store.ledger import View, check_store, is_free
 from featurestore.store.schema import ViewConfig
-from featurestore.types import CAPTURES, VIEW_KINDS, Capture, FrameDtype, ViewKind
-
-if TYPE_CHECKING:
-    from featurestore.encoder import Encoder
+from featurestore.types import FRAME_PERIOD_S, NETWORK, VIEWS, FrameDtype
 
 
 def _cores() -> int:
@@ -32,8 +31,9 @@ class IngestConfig:
     """How features are made and kept.
 
     Attributes:
-        views: which views to make.
-        captures: capture points of the network.
+        views: which views to make: `network` (or the encoder's kind, such as `gcu`), `mfcc`,
+            `egemaps`.
+        captures: capture points of the network; None takes its first one.
         frames: whether to keep every frame, besides pooled statistics.
         dtype: of the frames kept.
         batching: how batches are shaped.
@@ -41,8 +41,8 @@ class IngestConfig:
         workers: decoding threads and openSMILE processes.
     """
 
-    views: tuple[ViewKind, ...] = VIEW_KINDS
-    captures: tuple[Capture, ...] = ("gate",)
+    views: tuple[str, ...] = VIEWS
+    captures: tuple[str, ...] | None = None
     frames: bool = True
     dtype: FrameDtype = "float16"
     batching: BatchPolicy = field(default_factory=BatchPolicy)
@@ -50,14 +50,50 @@ class IngestConfig:
     workers: int = field(default_factory=_cores)
 
     def __post_init__(self) -> None:
-        """Refuse what no view or network has.
+        """Refuse a type of frames that no view has.
 
         Raises:
-            FeatureStoreError: an unknown view, capture or type.
+            FeatureStoreError: an unknown type.
         """
-        _refuse_unknown("view", self.views, VIEW_KINDS)
-        _refuse_unknown("capture", self.captures, CAPTURES)
         _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))
+
+    @property
+    def wants_network(self) -> bool:
+        """Whether a view needs an encoder."""
+        return any(name not in ("mfcc", "egemaps") for name in self.views)
+
+    def resolved(self, encoder: Encoder | None) -> IngestConfig:
+        """The same with the views and captures that the encoder turns them into.
+
+        Views come in the order network, MFCC, eGeMAPS and captures in the encoder's.
+
+        Raises:
+            FeatureStoreError: a view or capture that there is not, or a view without its encoder.
+        """
+        kind = encoder.kind if encoder is not None else ""
+        accepted = tuple(dict.fromkeys((NETWORK, kind or "gcu", "mfcc", "egemaps")))
+        _refuse_unknown("view", self.views, accepted)
+        if not self.wants_network:
+            return dataclasses.replace(self, views=_ordered(self.views, VIEWS))
+        if encoder is None:
+            raise FeatureStoreError(
+                "the network's view needs weights: a TensorFlow checkpoint, a .safetensors file, "
+                "wav2vec2:FOLDER or random:SEED (on the command line --weights, in Python encoder=)"
+            )
+        captures = self.captures
+        if captures is None:
+            captures = encoder.captures[:1]
+        _refuse_unknown("capture", captures, encoder.captures)
+        names = tuple(kind if name == NETWORK else name for name in self.views)
+        return dataclasses.replace(
+            self,
+            views=_ordered(names, (kind, "mfcc", "egemaps")),
+            captures=_ordered(captures, encoder.captures),
+        )
+
+
+def _ordered(given: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in order if name in given)
 
 
 def _refuse_unknown(what: str, given: Sequence[str], accepted: Sequence[str]) -> None:
@@ -68,38 +104,17 @@ def _refuse_unknown(what: str, given: Sequence[str], accepted: Sequence[str]) ->
             raise FeatureStoreError(f"unknown {what} '{name}'; accepted: {', '.join(accepted)}")
 
 
-def view_configs(
-    config: IngestConfig, encoder: Encoder | None, end: FrontEnd
-) -> dict[ViewKind, ViewConfig]:
-    """The extractor configuration of each view asked for.
+@dataclass(frozen=True)
+class Hearing:
+    """Views that the device makes together, because they hear the audio alike.
 
-    Raises:
-        FeatureStoreError: a view that needs weights or openSMILE, without them.
+    Attributes:
+        front_end: how.
+        kinds: of the views.
     """
-    made: dict[ViewKind, ViewConfig] = {}
-    if "gcu" in config.views:
-        if encoder is None:
-            raise FeatureStoreError(
-                "view 'gcu' needs weights: a TensorFlow checkpoint, a .safetensors file or "
-                "random:SEED (on the command line --weights, in Python encoder=)"
-            )
-        made["gcu"] = ViewConfig(
-            "gcu",
-            front_end=end.name,
-            weights=encoder.fingerprint,
-            weights_source=encoder.name,
-            captures=tuple(name for name in CAPTURES if name in config.captures),
-            layer_names=encoder.layer_names,
-            frames=config.frames,
-            dtype=config.dtype if config.frames else "float32",
-        )
-    if "mfcc" in config.views:
-        made["mfcc"] = ViewConfig(
-            "mfcc", front_end=end.name, captures=("mfcc",), frames=config.frames, dtype="float32"
-        )
-    if "egemaps" in config.views:
-        made["egemaps"] = ViewConfig("egemaps", dtype="float32", features=egemaps.feature_names())
-    return made
+
+    front_end: AudioFrontEnd
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -108,17 +123,97 @@ class Setup:
 
     Attributes:
         root: folder of the store.
-        config: how features are made.
-        encoder: the network, if there is one.
-        front_end: how samples become MFCC.
-        views: places and configurations of the views.
+        config: how features are made, with the names that the encoder gives.
+        encoder: the network, if its view is wanted.
+        hearings: what the device makes, one after the other.
+        views: places and configurations of the views, by kind.
     """
 
     root: Path
     config: IngestConfig
     encoder: Encoder | None
-    front_end: FrontEnd
-    views: dict[ViewKind, View]
+    hearings: tuple[Hearing, ...]
+    views: dict[str, View]
+
+    def front_end(self, kind: str) -> AudioFrontEnd | None:
+        """What counts the frames of a view; None where nothing is heard by the device."""
+        return _front_end_of(self.hearings, kind)
+
+    def frame_period_s(self, kind: str) -> float:
+        """Seconds between the frames by which a view is planned."""
+        end = self.front_end(kind)
+        return FRAME_PERIOD_S if end is None else end.frame_period_s
+
+    def width(self, kind: str) -> int:
+        """Values of the widest frame among the views that share this view's plan."""
+        end = self.front_end(kind)
+        shared = (k for k in self.views if self.front_end(k) == end)
+        return max(math.prod(self.views[k].config.inner.values()) for k in shared)
+
+
+def _heard(
+    config: IngestConfig, encoder: Encoder | None, variant: str | None
+) -> tuple[Hearing, ...]:
+    """Front ends of the views, in the views' order.
+
+    MFCC are those that the network hears, or else those that the published weights were trained
+    with.
+    """
+    own = encoder.front_end if encoder is not None else None
+    if variant is not None or not isinstance(own, FrontEnd):
+        mfcc = front_end(variant or "librosa-0.5")
+    else:
+        mfcc = own
+    ends: dict[AudioFrontEnd, list[str]] = {}
+    for kind in config.views:
+        if kind == "mfcc" or (isinstance(own, FrontEnd) and kind != "egemaps"):
+            ends.setdefault(mfcc, []).append(kind)
+        elif kind != "egemaps" and own is not None:
+            ends.setdefault(own, []).append(kind)
+    return tuple(Hearing(end, tuple(kinds)) for end, kinds in ends.items())
+
+
+def _front_end_of(hearings: Sequence[Hearing], kind: str) -> AudioFrontEnd | None:
+    """What counts the frames of a view: eGeMAPS follow the first hearing, if there is any."""
+    for hearing in hearings:
+        if kind in hearing.kinds:
+            return hearing.front_end
+    return hearings[0].front_end if hearings else None
+
+
+def _view_config(
+    kind: str, config: IngestConfig, encoder: Encoder | None, end: AudioFrontEnd | None
+) -> ViewConfig:
+    """The extractor configuration of one view.
+
+    Raises:
+        FeatureStoreError: eGeMAPS without openSMILE.
+    """
+    if end is None or kind == "egemaps":
+        return ViewConfig("egemaps", dtype="float32", features=egemaps.feature_names())
+    if kind == "mfcc" or encoder is None:
+        return ViewConfig(
+            "mfcc", front_end=end.name, captures=("mfcc",), frames=config.frames, dtype="float32"
+        )
+    return ViewConfig(
+        kind,
+        front_end=end.name,
+        weights=encoder.fingerprint,
+        weights_source=_source(encoder),
+        captures=config.captures or (),
+        layer_names=tuple(encoder.layer_names),
+        frames=config.frames,
+        dtype=config.dtype if config.frames else "float32",
+        units=encoder.units,
+        frame_period_s=end.frame_period_s,
+        frame_offset_s=end.frame_offset_s,
+    )
+
+
+def _source(encoder: Encoder) -> str:
+    """The encoder's name; it says of untrained weights that they are, as do all results."""
+    said = encoder.name.startswith("random:") or not encoder.untrained
+    return encoder.name if said else f"random:{encoder.name}"
 
 
 def set_up(root: Path, encoder: Encoder | None, config: IngestConfig, variant: str | None) -> Setup:
@@ -126,19 +221,26 @@ def set_up(root: Path, encoder: Encoder | None, config: IngestConfig, variant: s
 
     Args:
         root: folder of the store, new or not.
-        encoder: the network, if view `gcu` is wanted.
+        encoder: the network, if its view is wanted.
         config: how features are made.
         variant: MFCC variant instead of the encoder's own.
 
     Raises:
         StoreError: a folder that is not a store.
-        FeatureStoreError: a view that needs weights or openSMILE, without them.
+        FeatureStoreError: a view that needs weights or openSMILE, without them; an unknown view or
+            capture; a `variant` where nothing hears MFCC.
     """
     if not is_free(root):
         check_store(root)
-    end = encoder.front_end if variant is None and encoder else front_end(variant or "librosa-0.5")
-    views = {
-        kind: View(root / "views" / made.name, made)
-        for kind, made in view_configs(config, encoder, end).items()
-    }
-    return Setup(root, config, encoder, end, views)
+    config = config.resolved(encoder)
+    hearings = _heard(config, encoder, variant)
+    if variant is not None and not any(isinstance(one.front_end, FrontEnd) for one in hearings):
+        raise FeatureStoreError(
+            f"MFCC variant '{variant}' was asked for, but none of the views "
+            f"{', '.join(config.views)} is made from MFCC; leave it out"
+        )
+    views = {}
+    for kind in config.views:
+        made = _view_config(kind, config, encoder, _front_end_of(hearings, kind))
+        views[kind] = View(root / "views" / made.name, made)
+    return Setup(root, config, encoder if config.wants_network else None, hearings, views)

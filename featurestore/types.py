@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-Capture = Literal["gate", "skip", "residual"]
-CAPTURES: tuple[Capture, ...] = ("gate", "skip", "residual")
+CAPTURES: tuple[str, ...] = ("gate", "skip", "residual")  # of the GCU network
 
 FrontEndVariant = Literal["librosa-0.5", "librosa", "vctk-decimate"]
 
-ViewKind = Literal["gcu", "mfcc", "egemaps"]
-VIEW_KINDS: tuple[ViewKind, ...] = ("gcu", "mfcc", "egemaps")
+NETWORK = "network"  # the encoder's view, whatever its kind
+VIEWS: tuple[str, ...] = (NETWORK, "mfcc", "egemaps")
+RESERVED_KINDS = VIEWS  # what an encoder cannot call its views
 
 Statistic = Literal["mean", "std", "min", "max"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "min", "max")

@@ -13,7 +13,7 @@ STATISTICS = ("mean", "std", "min", "max")
 
 
 class FakeStore:
-    """Views as given; a view answers to its own name and to its kind."""
+    """Views as given; a view answers to its own name, to its kind and to its role."""
 
     def __init__(
         self, *, pooled: dict[str, xr.Dataset], features: dict[str, xr.DataArray] | None = None
@@ -37,7 +37,11 @@ class FakeStore:
 
     @staticmethod
     def _find(views: dict[str, Any], view: str) -> Any:
-        (name,) = [name for name in views if view in (name, name.split("-")[0])]
+        roles = {name: {name, name.split("-")[0]} for name in views}
+        for name in roles:
+            if not name.startswith(("mfcc", "egemaps")):
+                roles[name].add("network")
+        (name,) = [name for name in views if view in roles[name]]
         return views[name]
 
 

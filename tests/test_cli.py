@@ -22,8 +22,12 @@ COMMANDS = (
     ("verify",),
     ("correlate",),
     ("evaluate",),
+    ("train",),
+    ("transcribe",),
     ("weights",),
+    ("weights", "list"),
     ("weights", "import"),
+    ("weights", "card"),
     ("weights", "show"),
     ("demo",),
 )
@@ -76,7 +80,8 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.partition("MODULES")[2].split())
     heavy = {
-        "dask", "flax", "jax", "joblib", "librosa", "matplotlib", "numpy", "opensmile", "pandas",
+        "dask", "fast_ctc_decode", "flax", "jax", "jiwer", "joblib", "librosa", "matplotlib", "numpy",
+        "opensmile", "optax", "orbax", "pandas",
         "pyarrow", "scipy", "sklearn", "soundfile", "xarray", "zarr",
     }  # fmt: skip
     assert "featurestore.cli.app" in modules

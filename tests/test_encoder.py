@@ -15,19 +15,17 @@ from hypothesis import strategies as st
 
 from featurestore.batching import BatchPolicy, Bucket
 from featurestore.checkpoint import Weights, load_weights
-from featurestore.encoder import (
-    DILATIONS,
-    LAYER_NAMES,
-    RECEPTIVE_FIELD,
-    Encoder,
-    GCUNetwork,
-    encode,
-    load_encoder,
-    network_parameters,
-)
+from featurestore.encoder import Encoder, encode, load_encoder
 from featurestore.errors import AudioError, CheckpointError
 from featurestore.extract import Extracted, Request, collect, dispatch
 from featurestore.frontend import frame_count, mfcc
+from featurestore.gcu import (
+    DILATIONS,
+    LAYER_NAMES,
+    RECEPTIVE_FIELD,
+    GCUNetwork,
+    network_parameters,
+)
 from featurestore.random_weights import SPEECH_MFCC_MEAN, SPEECH_MFCC_STD
 from featurestore.types import CAPTURES
 
@@ -362,9 +360,7 @@ def waveform(samples: int) -> np.ndarray:
 def run_batch(encoder: Encoder, request: Request, bucket: Bucket, sizes) -> list[Extracted]:
     prepared = [encoder.front_end.prepare(waveform(samples)) for samples in sizes]
     counts = [frame_count(samples) for samples in sizes]
-    running = dispatch(
-        encoder.variables, request, bucket=bucket, prepared=prepared, n_frames=counts
-    )
+    running = dispatch(encoder, request, bucket=bucket, prepared=prepared, n_frames=counts)
     return collect(running, n_frames=counts)
 
 

@@ -395,11 +395,15 @@ def test_a_disk_that_fills_up_loses_nothing(
     assert len(fs.open_store(tmp_path / "store").pooled("gcu")["id"]) == len(table)
 
 
-def test_views_that_do_not_exist_are_refused(manifest: pd.DataFrame, tmp_path: Path) -> None:
-    with pytest.raises(FeatureStoreError, match="unknown view 'gru'"):
-        fs.ingest(manifest, tmp_path / "store", views=("gru",))  # type: ignore[arg-type]
+def test_views_that_do_not_exist_are_refused(
+    manifest: pd.DataFrame, encoder: Encoder, tmp_path: Path
+) -> None:
+    with pytest.raises(FeatureStoreError, match="unknown view 'gru'; accepted: network, gcu, "):
+        fs.ingest(manifest, tmp_path / "store", encoder=encoder, views=("gru",))
+    with pytest.raises(FeatureStoreError, match="unknown capture 'hidden'; accepted: gate, "):
+        fs.ingest(manifest, tmp_path / "store", encoder=encoder, captures="hidden")
     with pytest.raises(FeatureStoreError, match="needs weights"):
-        fs.ingest(manifest, tmp_path / "store", views=("gcu",))
+        fs.ingest(manifest, tmp_path / "store", encoder=None, views=("gcu",))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(StoreError, match="not a feature store"):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import featurestore
+from featurestore.random_weights import random_weights
+from featurestore.registry import write_named
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +70,12 @@ def test_the_wheel_installs_one_import_name(tmp_path: Path) -> None:
         elif (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
+    data = copy / "featurestore" / "data"
+    if not (data / "default.safetensors").exists():  # not trained yet: something in its place
+        write_named(random_weights(0), data / "default.safetensors", dtype="float16")
+        (data / "default.md").write_text("# A model card\n")
+    shipped = {path.name: path.read_bytes() for path in data.iterdir()}
+    assert {"default.safetensors", "default.json", "default.md"} <= shipped.keys()
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist")]
     subprocess.run([*build, str(copy)], check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
@@ -78,11 +86,15 @@ def test_the_wheel_installs_one_import_name(tmp_path: Path) -> None:
     subprocess.run([*install, "--target", str(site), str(wheel)], check=True, capture_output=True)
     tops = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
     assert tops <= {"featurestore", "kernels", "bin"}
+    for name, content in shipped.items():
+        assert (site / "featurestore" / "data" / name).read_bytes() == content, name
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import kernels, featurestore, featurestore.kernels, featurestore.cli\n"
         "import featurestore.encoder\n"
         "assert kernels.OWNER == 'somebody else'\n"
         f"assert featurestore.kernels.__file__.startswith({str(site)!r})\n"
+        "from featurestore.checkpoint import load_weights\n"
+        "assert load_weights('default').fingerprint\n"
     )
     subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path)

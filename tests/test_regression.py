@@ -126,7 +126,7 @@ def test_without_categories_all_utterances_are_used_and_it_says_so(
 
 def test_absent_views_are_absent_rows() -> None:
     store = corpus()
-    with pytest.warns(AnalysisWarning, match="--views gcu,mfcc,egemaps"):
+    with pytest.warns(AnalysisWarning, match="--views network,mfcc,egemaps"):
         results = evaluate(only_gcu(store), targets=("valence",), features=5)
     assert results["feature_set"].unique().tolist() == ["train mean", "5 best of all units"]
     assert (results.groupby("feature_set")["n_test"].sum() == 80).all()

@@ -23,7 +23,7 @@ from featurestore.analysis.features import (
 )
 from featurestore.analysis.moments import Moments, lazy_moments
 from featurestore.errors import AnalysisError
-from featurestore.types import Statistic
+from featurestore.types import NETWORK, Statistic
 
 
 def correlate(
@@ -31,8 +31,8 @@ def correlate(
     *,
     target: str = "arousal",
     by: str | None = None,
-    view: str = "gcu",
-    capture: str = "gate",
+    view: str = NETWORK,
+    capture: str | None = None,
     statistic: Statistic = "mean",
 ) -> xr.Dataset:
     """Pearson correlation of each pooled unit with a label, over all utterances or per group.
@@ -45,8 +45,8 @@ def correlate(
         by: None for all utterances together, "speaker" for one map per speaker, or any other label
             whose values make groups (text, or whole numbers such as a session). Utterances
             whose group is unknown do not count; an unknown speaker is an error.
-        view: name or kind of a pooled view.
-        capture: capture point within the view ("mfcc" for the view of that kind).
+        view: name or kind of a pooled view; "network" is the encoder's, of whatever kind.
+        capture: capture point within the view; its first one by default.
         statistic: which pooled statistic over the frames of an utterance.
 
     Returns:
@@ -70,8 +70,8 @@ def correlate_all(
     *,
     targets: Sequence[str] = ("valence", "arousal"),
     by: str | None = None,
-    view: str = "gcu",
-    capture: str = "gate",
+    view: str = NETWORK,
+    capture: str | None = None,
     statistic: Statistic = "mean",
 ) -> dict[str, xr.Dataset]:
     """`correlate` for several targets in one read of the store.
@@ -93,7 +93,8 @@ def correlate_all(
     """
     if not targets:
         raise AnalysisError("No target was given; name at least one numeric label.")
-    array = captured(store.pooled(view), capture, view=view)
+    data = store.pooled(view)
+    array = captured(data, capture, view=view)
     features = pick_statistic(array, statistic, view=view).transpose("utterance", ...)
     y = np.stack([label_values(features, target=target) for target in targets], axis=1)
     codes, groups = group_codes(features, by, wanted=~np.isnan(y).all(axis=1))
@@ -101,8 +102,8 @@ def correlate_all(
     found = found.over(np.arange(len(groups)))
     template = features.isel(utterance=0, drop=True) if features.sizes["utterance"] else features
     attrs = {
-        "view": view,
-        "capture": capture,
+        "view": data.attrs.get("view", view),
+        "capture": str(array.name),
         "statistic": statistic,
         "by": by or "all",
     }

@@ -36,12 +36,16 @@ class Store(Protocol):
 
     @property
     def views(self) -> list[str]:
-        """Names of the views, such as "gcu-1a2b3c4d5e6f" or "egemaps-v02"."""
+        """Names of the views, such as "gcu-1a2b3c4d5e6f" or "egemaps-v02".
+
+        A view may also be asked for by its kind, or as "network", which is the view of an encoder,
+        whatever its kind, where there is one.
+        """
         ...
 
     @property
     def kinds(self) -> set[str]:
-        """Kinds of the views: "gcu", "mfcc", "egemaps"."""
+        """Kinds of the views: "mfcc", "egemaps", and those of encoders, such as "gcu"."""
         ...
 
     def pooled(self, view: str) -> xr.Dataset:
@@ -59,7 +63,8 @@ class FeatureSet:
 
     Attributes:
         name: as printed.
-        source: kind of view; None predicts the mean of the training targets.
+        source: role of a view, "gcu" for that of any encoder; None predicts the mean of the
+            training targets.
         layers: which layers of the network, for source "gcu".
         best: how many features are selected inside each training fold; None keeps all.
         clipped: scale to [0, 1] by the training fold's range and clip what lies outside it.
@@ -222,7 +227,7 @@ def known_speakers(
     return speakers
 
 
-def align(store: Store, *, views: dict[Source, str], capture: str) -> Aligned:
+def align(store: Store, *, views: dict[Source, str], capture: str | None) -> Aligned:
     """Read the views once and join them by utterance id.
 
     Speakers and labels are those of the first view. Utterances with a feature that is not finite
@@ -230,8 +235,8 @@ def align(store: Store, *, views: dict[Source, str], capture: str) -> Aligned:
 
     Args:
         store: an open feature store.
-        views: name of the view to read per kind; the first one carries the labels.
-        capture: capture point of the network.
+        views: name of the view to read per role; the first one carries the labels.
+        capture: capture point of the network; None is the view's first one.
 
     Raises:
         AnalysisError: the views share no utterance, or a view holds an id twice.
@@ -255,7 +260,7 @@ def align(store: Store, *, views: dict[Source, str], capture: str) -> Aligned:
 
 
 def _read(
-    store: Store, source: Source, view: str, capture: str
+    store: Store, source: Source, view: str, capture: str | None
 ) -> tuple[list[str], NDArray[Any], xr.Dataset]:
     """Ids, features (utterance, *feature) and utterance table of one view."""
     if source == "egemaps":
@@ -270,12 +275,14 @@ def _read(
     return text_values(table, "id").tolist(), np.asarray(array.values), table
 
 
-def captured(data: xr.Dataset, capture: str, *, view: str) -> xr.DataArray:
-    """The variable `capture` of a pooled view.
+def captured(data: xr.Dataset, capture: str | None, *, view: str) -> xr.DataArray:
+    """The variable `capture` of a pooled view, its first one for None.
 
     Raises:
         AnalysisError: the view does not hold it; names those it holds.
     """
+    if capture is None:
+        capture = str(next(iter(data.data_vars)))
     if capture not in data.data_vars:
         held = ", ".join(str(name) for name in data.data_vars)
         raise AnalysisError(

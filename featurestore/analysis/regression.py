@@ -37,6 +37,7 @@ from featurestore.analysis.features import (
     text_values,
 )
 from featurestore.errors import AnalysisError
+from featurestore.types import NETWORK
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def evaluate(
     *,
     targets: Sequence[str] = ("valence", "arousal"),
     table: Literal[1, 2] = 1,
-    view: str = "gcu",
-    capture: str = "gate",
+    view: str = NETWORK,
+    capture: str | None = None,
     features: int = 100,
     agreed_only: bool | None = None,
     emotion_column: str = "emotion",
@@ -85,8 +86,9 @@ def evaluate(
         store: an open feature store.
         targets: numeric labels, each evaluated on its own.
         table: 1 compares the best of all units with eGeMAPS and MFCC; 2 the first and last layers.
-        view: name or kind of the network's view.
-        capture: capture point of the network whose mean over frames is used.
+        view: name or kind of the network's view; "network" is the only one that there is.
+        capture: capture point of the network whose mean over frames is used; the view's first one
+            by default.
         features: how many units are selected inside each fold, by their correlation with the target
             (the ranking of scikit-learn's `f_regression`).
         agreed_only: use only utterances whose raters agreed on a category; by default for table 2.
@@ -140,7 +142,8 @@ def _available(
     if "egemaps" in needed and "egemaps" not in kinds:
         notes.append("The store has no eGeMAPS view, so its rows are absent.")
         warnings.warn(
-            f"{notes[-1]} Ingest the same manifest again with --views gcu,mfcc,egemaps to add it.",
+            f"{notes[-1]} Ingest the same manifest again with --views network,mfcc,egemaps to add "
+            "it.",
             AnalysisWarning,
             stacklevel=3,
         )

@@ -31,6 +31,9 @@ SEQUENTIAL = "viridis"
 UNDEFINED = "0.72"  # grey
 ACCENT = "0.25"
 
+_LAYER_AXIS = "layer,  input \N{RIGHTWARDS ARROW} output"
+_MOST_LAYERS = 26  # whose names fit one under the other
+
 _FIRST = ("valence", "arousal")  # top to bottom, as in the paper
 
 
@@ -154,7 +157,7 @@ def _checked(data: xr.Dataset) -> xr.Dataset:
     if not {"layer", "unit"} <= set(data["r"].dims):
         raise AnalysisError(
             f"A heat map is drawn over layers and units, these correlations are over "
-            f"{tuple(data['r'].dims)}; use a 'gcu' view."
+            f"{tuple(data['r'].dims)}; use the view of a network."
         )
     return data.transpose(..., "layer", "unit")
 
@@ -199,7 +202,8 @@ def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last
     )
     names = _layer_names(panel)
     _frame(axes)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+    step = math.ceil(len(names) / _MOST_LAYERS)
+    axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
     for layer in range(1, len(names)):
         if names[layer].rsplit("_", 1)[0] != names[layer - 1].rsplit("_", 1)[0]:
             axes.axhline(layer - 0.5, color=ACCENT, linewidth=0.6)
@@ -207,7 +211,7 @@ def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last
     axes.set_xticks(range(0, units, max(1, units // 8)))
     if last:
         axes.set_xlabel("unit", fontsize=9)
-    axes.set_ylabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
+    axes.set_ylabel(_LAYER_AXIS, fontsize=9)
     n = int(panel["n"].values.max(initial=0))
     axes.set_title(_plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
     return image
@@ -240,7 +244,7 @@ def _layer_ticks(axes: Axes, panel: xr.Dataset) -> None:
     names = _layer_names(panel)
     _frame(axes)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_xlabel("audio side  \N{RIGHTWARDS ARROW}  text side", fontsize=9)
+    axes.set_xlabel(_LAYER_AXIS, fontsize=9)
 
 
 def _group_labels(panel: xr.Dataset, by: str) -> list[str]:

@@ -17,6 +17,7 @@ CHUNK_UTTERANCES = 128  # utterances in a chunk of pooled statistics: 0.94 MiB
 _COLUMN_FRAMES = 8 * CHUNK_FRAMES
 _COLUMN_FRAMES_LARGE = 32 * CHUNK_FRAMES
 _LARGE_CORPUS_FRAMES = 100 * 3600 * 1000 // 32  # 100 hours
+_COLUMN_WIDTH = 15 * 128  # values per frame for which these were measured
 # Pooled statistics take 30 KB per utterance and capture; this keeps a column of one-word clips
 # in memory as small as its frames.
 MAX_UTTERANCES = 1024
@@ -70,19 +71,29 @@ def lay_out(name: str, frames: int, members: Sequence[Sequence[int] | np.ndarray
     return PartPlan(name, frames, tuple(columns))
 
 
-def column_frames(lengths: Sequence[int] | np.ndarray) -> int:
+def column_frames(lengths: Sequence[int] | np.ndarray, *, width: int = _COLUMN_WIDTH) -> int:
     """Frames of a column for a corpus of these utterance lengths.
 
     32,768 up to 100 hours and 131,072 beyond, never less than the longest utterance, and no more
-    than the corpus needs; always a whole number of chunks.
+    than the corpus needs; always a whole number of chunks. Fewer where a frame is wider than that
+    of the GCU network, so that a column takes no more memory.
+
+    Args:
+        lengths: frames of each utterance.
+        width: layers times units of a frame.
     """
     total, longest = int(np.sum(lengths)), int(np.max(lengths))
     usual = _COLUMN_FRAMES if total <= _LARGE_CORPUS_FRAMES else _COLUMN_FRAMES_LARGE
+    usual = usual * _COLUMN_WIDTH // max(width, _COLUMN_WIDTH)
     return _round_up(max(min(usual, total), longest), CHUNK_FRAMES)
 
 
 def plan_part(
-    ids: Sequence[str], lengths: Sequence[int] | np.ndarray, *, frames: int | None = None
+    ids: Sequence[str],
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    frames: int | None = None,
+    width: int = _COLUMN_WIDTH,
 ) -> PartPlan:
     """Pack utterances into columns.
 
@@ -93,6 +104,7 @@ def plan_part(
         lengths: frames of each.
         frames: frames of a column instead of `column_frames(lengths)`; raised to hold the longest
             utterance and to a whole number of chunks.
+        width: layers times units of a frame.
 
     Raises:
         ValueError: nothing to plan.
@@ -100,7 +112,7 @@ def plan_part(
     if not len(ids):
         raise ValueError("no utterances to plan")
     lengths = np.asarray(lengths)
-    capacity = column_frames(lengths)
+    capacity = column_frames(lengths, width=width)
     if frames is not None:
         capacity = _round_up(max(frames, int(lengths.max())), CHUNK_FRAMES)
     order = sorted(range(len(ids)), key=lambda i: (lengths[i], ids[i]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ import zarr
 
 from featurestore.errors import StoreError
 from featurestore.store.ledger import Part, View, check_store, read_json, read_views
+from featurestore.store.plan import CHUNK_UTTERANCES
 from featurestore.store.rows import read_rows
 from featurestore.store.schema import ViewConfig
 from featurestore.store.table import MEASURED, read_columns
-from featurestore.types import FRAME_PERIOD_S, STATISTICS
+from featurestore.types import NETWORK, STATISTICS
 
-# Utterances per dask block: 32 stored chunks, 30 MiB of one statistic of one capture.
-_BLOCK_UTTERANCES = 32 * 128
+# Stored chunks per dask block, fewer where a frame is wider than that of the GCU network: 30 MiB of
+# one statistic of one capture.
+_BLOCK_CHUNKS = 32
+_BLOCK_VALUES = _BLOCK_CHUNKS * CHUNK_UTTERANCES * 15 * 128
 
 
 @dataclass(frozen=True)
@@ -130,17 +134,21 @@ class Store:
 
     @property
     def kinds(self) -> set[str]:
-        """Kinds of the views: `gcu`, `mfcc`, `egemaps`."""
+        """Kinds of the views: `mfcc`, `egemaps`, and those of encoders, such as `gcu`."""
         return {view.config.kind for view in self._views.values()}
 
     def config(self, view: str) -> ViewConfig:
-        """The extractor configuration of a view, by name or kind."""
+        """The extractor configuration of a view, by name or kind; `network` is any encoder's."""
         return self._view(view).config
 
     def _view(self, name: str) -> View:
         if name in self._views:
             return self._views[name]
-        found = [view for view in self._views.values() if view.config.kind == name]
+        found = [
+            view
+            for view in self._views.values()
+            if view.config.kind == name or (name == NETWORK and view.config.is_network)
+        ]
         if len(found) == 1:
             return found[0]
         if found:
@@ -149,7 +157,10 @@ class Store:
                 f"{'+'.join(view.config.captures)})"
                 for view in found
             )
-            raise StoreError(f"the store has several '{name}' views; name one of them: {names}")
+            raise StoreError(
+                f"the store has several '{name}' views; name one of them (--view, in Python "
+                f"view=): {names}"
+            )
         raise StoreError(
             f"the store has no view '{name}'; it has: {', '.join(self.views) or 'none yet'}"
         )
@@ -169,7 +180,7 @@ class Store:
             self._parts[found.name] = parts
         return found, self._parts[found.name]
 
-    def utterances(self, view: str = "gcu") -> pd.DataFrame:
+    def utterances(self, view: str = NETWORK) -> pd.DataFrame:
         """The utterance table of a view: id, speaker, labels, duration_s, frame_count, and so on.
 
         Args:
@@ -181,7 +192,7 @@ class Store:
         _, parts = self._open(view)
         return _table(parts)
 
-    def pooled(self, view: str = "gcu") -> xr.Dataset:
+    def pooled(self, view: str = NETWORK) -> xr.Dataset:
         """Statistics over each utterance's frames.
 
         Args:
@@ -200,7 +211,7 @@ class Store:
             raise StoreError(f"view {found.name} has no pooled statistics; use features()")
         variables = {
             capture: (
-                ("statistic", "utterance", *_unit_dims(found.config)),
+                ("statistic", "utterance", *found.config.inner),
                 _along_utterances(parts, f"pooled/{capture}", axis=1),
             )
             for capture in found.config.captures
@@ -229,23 +240,24 @@ class Store:
             _attrs(found),
         )
 
-    def _frames_of(self, view: str, capture: str) -> tuple[View, tuple[_OpenPart, ...]]:
+    def _frames_of(self, view: str, capture: str | None) -> tuple[View, tuple[_OpenPart, ...], str]:
         found, parts = self._open(view)
         if not found.config.frames:
             raise StoreError(f"view {found.name} was ingested without frames; use pooled()")
+        capture = found.config.captures[0] if capture is None else capture
         if capture not in found.config.captures:
             raise StoreError(
                 f"view {found.name} has no capture '{capture}'; it has: "
                 f"{', '.join(found.config.captures)}"
             )
-        return found, parts
+        return found, parts, capture
 
-    def frames(self, view: str = "gcu", capture: str = "gate") -> xr.DataArray:
+    def frames(self, view: str = NETWORK, capture: str | None = None) -> xr.DataArray:
         """Every frame of every utterance, one utterance after another.
 
         Args:
-            view: name or kind, of a `gcu` or `mfcc` view.
-            capture: `gate`, `skip`, `residual`, or `mfcc`.
+            view: name or kind of a view that has frames; `network` is the encoder's.
+            capture: one of the view's captures; its first one by default.
 
         Returns:
             Lazy (layer, frame, unit) or (frame, coefficient). Coordinates along frame, lazy too:
@@ -254,7 +266,7 @@ class Store:
         Raises:
             StoreError: no such view or capture, or an incomplete one.
         """
-        found, parts = self._frames_of(view, capture)
+        found, parts, capture = self._frames_of(view, capture)
         dims = _frame_dims(found.config)
         axis = dims.index("frame")
         pieces = []
@@ -269,7 +281,10 @@ class Store:
         coords = {
             **_unit_coords(found.config),
             "utterance": ("frame", _along_frames(parts, _repeat_ids, object)),
-            "time_s": ("frame", _along_frames(parts, _frame_times, float)),
+            "time_s": (
+                "frame",
+                _along_frames(parts, functools.partial(_frame_times, found.config), float),
+            ),
         }
         data = da.concatenate(pieces, axis=axis)
         return xr.DataArray(data, coords, dims, capture, _attrs(found))
@@ -279,7 +294,7 @@ class Store:
 
         Args:
             view: name or kind.
-            capture: `gate`, `skip`, `residual`, or `mfcc`.
+            capture: one of the view's captures.
             id: the utterance.
 
         Returns:
@@ -288,7 +303,7 @@ class Store:
         Raises:
             StoreError: no such view, capture or utterance.
         """
-        found, parts = self._frames_of(view, capture)
+        found, parts, capture = self._frames_of(view, capture)
         dims = _frame_dims(found.config)
         for part in parts:
             rows = np.flatnonzero(part.table["id"].to_numpy() == id)
@@ -299,7 +314,7 @@ class Store:
                     slice(start, start + count) if dim == "frame" else slice(None) for dim in dims
                 )
                 values = np.asarray(part.array(f"frames/{capture}")[index])
-                times = ("frame", np.arange(count) * FRAME_PERIOD_S)
+                times = ("frame", _frame_times(found.config, np.array([id]), np.array([count])))
                 coords = {**_unit_coords(found.config), "time_s": times}
                 return xr.DataArray(values, coords, dims, capture, {**_attrs(found), "id": id})
         raise StoreError(f"view {found.name} has no utterance '{id}'")
@@ -331,16 +346,13 @@ def _attrs(view: View) -> dict[str, str]:
     }
 
 
-def _unit_dims(config: ViewConfig) -> tuple[str, ...]:
-    return ("coefficient",) if config.kind == "mfcc" else ("layer", "unit")
-
-
 def _frame_dims(config: ViewConfig) -> tuple[str, ...]:
-    return ("frame", "coefficient") if config.kind == "mfcc" else ("layer", "frame", "unit")
+    *outer, last = config.inner
+    return (*outer, "frame", last)
 
 
 def _unit_coords(config: ViewConfig) -> dict[str, object]:
-    if config.kind == "mfcc":
+    if not config.is_network:
         return {}
     layers = len(config.layer_names)
     return {"layer": np.arange(layers), "layer_name": ("layer", list(config.layer_names))}
@@ -352,7 +364,10 @@ def _along_utterances(parts: Sequence[_OpenPart], path: str, *, axis: int) -> da
     for part in parts:
         array = part.array(path)
         chunks = list(array.shape)
-        chunks[axis] = min(_BLOCK_UTTERANCES, array.shape[axis])
+        width = math.prod(array.shape[axis + 1 :])
+        held = min(_BLOCK_CHUNKS, _BLOCK_VALUES // (width * CHUNK_UTTERANCES))
+        block = max(1, held) * CHUNK_UTTERANCES
+        chunks[axis] = min(block, array.shape[axis])
         if axis:
             chunks[0] = 1
         lazy = da.from_array(array, chunks=tuple(chunks))
@@ -365,8 +380,9 @@ def _repeat_ids(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(ids, counts)
 
 
-def _frame_times(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.arange(count) for count in counts]) * FRAME_PERIOD_S
+def _frame_times(config: ViewConfig, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    frames = np.concatenate([np.arange(count) for count in counts])
+    return config.frame_offset_s + frames * config.frame_period_s
 
 
 def _along_frames(

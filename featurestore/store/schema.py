@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,18 @@ from zarr.codecs import Crc32cCodec
 
 from featurestore.errors import StoreError
 from featurestore.store.plan import CHUNK_FRAMES, CHUNK_UTTERANCES, PartPlan
-from featurestore.types import COEFFICIENTS, LAYERS, STATISTICS, UNITS, ViewKind
+from featurestore.types import COEFFICIENTS, FRAME_PERIOD_S, RESERVED_KINDS, STATISTICS, UNITS
 
 FORMAT = "featurestore"
 FORMAT_VERSION = 1
+
+# Fields that came after the first stores. At these values they are left out of `view.json` and of
+# the hash in a view's name, so that those stores and new ones of the same network agree.
+_LATER: dict[str, Any] = {
+    "units": UNITS,
+    "frame_period_s": FRAME_PERIOD_S,
+    "frame_offset_s": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,8 @@ class ViewConfig:
     """One extractor configuration; everything that changes a number in the view is here.
 
     Attributes:
-        kind: `gcu`, `mfcc` or `egemaps`.
-        front_end: MFCC variant; "" where none is used.
+        kind: `mfcc`, `egemaps`, or that of the encoder, such as `gcu`.
+        front_end: how the audio is heard, such as an MFCC variant; "" where none is used.
         weights: sha256 fingerprint of the network's weights; "" where none is used.
         weights_source: where the weights came from, for people; not part of the identity.
         captures: capture points of the network, or ("mfcc",).
@@ -37,9 +46,12 @@ class ViewConfig:
         dtype: of the frames.
         precision: of the arithmetic.
         features: names of the features of a view that has no frames.
+        units: of each layer of the network.
+        frame_period_s: seconds between frames.
+        frame_offset_s: centre of an utterance's first frame, in seconds.
     """
 
-    kind: ViewKind
+    kind: str
     front_end: str = ""
     weights: str = ""
     weights_source: str = ""
@@ -49,20 +61,42 @@ class ViewConfig:
     dtype: str = "float16"
     precision: str = "float32"
     features: tuple[str, ...] = ()
+    units: int = UNITS
+    frame_period_s: float = FRAME_PERIOD_S
+    frame_offset_s: float = 0.0
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it holds activations of an encoder, over layers and units."""
+        return self.kind not in RESERVED_KINDS
+
+    @property
+    def inner(self) -> dict[str, int]:
+        """Dimensions of one frame: layer and unit of a network, coefficient of the front end."""
+        if self.is_network:
+            return {"layer": len(self.layer_names), "unit": self.units}
+        return {"coefficient": COEFFICIENTS}
 
     @property
     def name(self) -> str:
         """Directory name; two configurations never share one."""
         if self.kind == "egemaps":
             return "egemaps-v02"
-        identity = dataclasses.asdict(self)
+        identity = self._fields()
         del identity["weights_source"]
         text = json.dumps(identity, sort_keys=True)
         return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
+    def _fields(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _LATER or value != _LATER[name]
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as written to `view.json`."""
-        return {"name": self.name, **dataclasses.asdict(self)}
+        return {"name": self.name, **self._fields()}
 
     @staticmethod
     def from_json(values: Mapping[str, Any], *, source: Path) -> ViewConfig:
@@ -122,13 +156,6 @@ class ArraySpec:
         )
 
 
-def _inner_dims(config: ViewConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Dimensions of one frame: (layer, unit) of the network, (coefficient,) of the front end."""
-    if config.kind == "gcu":
-        return ("layer", "unit"), (LAYERS, UNITS)
-    return ("coefficient",), (COEFFICIENTS,)
-
-
 def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
     """Arrays of a part of this view, the frames first."""
     if config.kind == "egemaps":
@@ -143,7 +170,7 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
                 "float32",
             )
         ]
-    dims, sizes = _inner_dims(config)
+    dims, sizes = tuple(config.inner), tuple(config.inner.values())
     specs = []
     total, shard = plan.column_frames * len(plan.columns), plan.column_frames
     for capture in config.captures if config.frames else ():
@@ -178,8 +205,7 @@ def stored_bytes(config: ViewConfig, *, utterances: int, frames: int) -> int:
     rows = -(-utterances // CHUNK_UTTERANCES) * CHUNK_UTTERANCES
     if config.kind == "egemaps":
         return rows * len(config.features) * 4
-    _, sizes = _inner_dims(config)
-    width = int(np.prod(sizes)) * len(config.captures)
+    width = math.prod(config.inner.values()) * len(config.captures)
     chunks = -(-frames // CHUNK_FRAMES) if config.frames else 0
     kept = chunks * CHUNK_FRAMES * np.dtype(config.dtype).itemsize
     return width * (kept + rows * len(STATISTICS) * 4)

@@ -50,6 +50,9 @@ def _summarise_view(view: View, rows: pd.DataFrame) -> dict[str, Any]:
         "weights_source": config.weights_source,
         "front_end": config.front_end,
         "captures": list(config.captures),
+        "layers": len(config.layer_names),
+        "units": config.units if config.is_network else 0,
+        "frame_period_s": None if config.kind == "egemaps" else config.frame_period_s,
         "frames": config.frames,
         "dtype": config.dtype,
     }

@@ -21,6 +21,7 @@ _LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l", "ı": "i"}
 )
 _CLITICS = "'’‘ʼ`´"  # "don't" is one word: dont
+_SPOKEN = "&%@#§"  # signs that Unicode counts as punctuation, but that are read out as words
 _LABEL = {symbol: label for label, symbol in enumerate(ALPHABET)}
 
 
@@ -62,7 +63,7 @@ def spell(text: str) -> Transcript:
         category = unicodedata.category(character)
         if character in _CLITICS or category == "Mn":  # an apostrophe, or an accent by itself
             continue
-        if category[0] in "PZC":
+        if category[0] in "PZC" and character not in _SPOKEN:
             kept.append(" ")
             continue
         dropped[character] += 1

@@ -1,0 +1,213 @@
+"""The dilated GCU network of speech-to-text-wavenet (Kim and Park 2016) in Flax.
+
+20 MFCC per frame go through a 1x1 convolution and 15 blocks of 128 gated convolutional units
+(kernel 7, dilations 1, 2, 4, 8, 16 three times over), and the sum of all block outputs through two
+1x1 convolutions to 28 character logits. Batch normalisation is folded into the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from featurestore.frontend import FrontEnd, front_end
+from featurestore.kernels import frame_mask, gated_block, pointwise
+from featurestore.types import CAPTURES, CLASSES, UNITS
+from featurestore.weights import Weights
+
+TAPS = 7
+BN_EPSILON = 1e-8
+DILATIONS: tuple[int, ...] = (1, 2, 4, 8, 16) * 3
+LAYER_NAMES: tuple[str, ...] = tuple(
+    f"block_{layer // 5}_{rate}" for layer, rate in enumerate(DILATIONS)
+)
+RECEPTIVE_FIELD = 1 + (TAPS - 1) * sum(DILATIONS)  # 559 frames, 17.9 s
+
+
+class GCUBlock(nn.Module):
+    """One block of gated convolutional units; see `featurestore.kernels.gated_block`."""
+
+    dilation: int
+
+    @nn.compact
+    def __call__(
+        self, z: Float[Array, "frame unit"], mask: Float[Array, "frame 1"]
+    ) -> tuple[Array, Array, Array]:
+        """Gated activation, block output and new residual stream, each (frame, unit)."""
+        zeros, init = nn.initializers.zeros, nn.initializers.lecun_uniform()
+        return gated_block(
+            z,
+            mask,
+            gated_kernel=self.param("gated_kernel", init, (TAPS, UNITS, 2 * UNITS)),
+            gated_bias=self.param("gated_bias", zeros, (2 * UNITS,)),
+            out_kernel=self.param("out_kernel", init, (UNITS, UNITS)),
+            out_bias=self.param("out_bias", zeros, (UNITS,)),
+            dilation=self.dilation,
+        )
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution with bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "frame channel"]) -> Float[Array, "frame out"]:
+        """The same matrix applied to every frame."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return pointwise(x, kernel, bias)
+
+
+class GCUNetwork(nn.Module):
+    """The whole network for one utterance; batches come from `jax.vmap`."""
+
+    @nn.compact
+    def __call__(
+        self, coefficients: Float[Array, "frame 20"], n_frames: Int[Array, ""]
+    ) -> dict[str, Array]:
+        """Named activations.
+
+        Args:
+            coefficients: MFCC, never normalised; rows from `n_frames` on are padding.
+            n_frames: frames of the utterance.
+
+        Returns:
+            `front` (frame, unit), `gate`, `skip` and `residual` (layer, frame, unit) and `logits`
+            (frame, class). Rows beyond `n_frames` hold nothing meaningful.
+        """
+        mask = frame_mask(coefficients.shape[0], n_frames)
+        front = jnp.tanh(Pointwise(UNITS, name="front")(coefficients))
+        z = front * mask
+        captured: dict[str, list[Array]] = {name: [] for name in CAPTURES}
+        for name, dilation in zip(LAYER_NAMES, DILATIONS, strict=True):
+            gate, skip, z = GCUBlock(dilation, name=name)(z, mask)
+            for point, value in zip(CAPTURES, (gate, skip, z), strict=True):
+                captured[point].append(value)
+        hidden = jnp.tanh(
+            Pointwise(UNITS, name="hidden")(sum(captured["skip"][1:], captured["skip"][0]))
+        )
+        logits = Pointwise(CLASSES, name="logits")(hidden)
+        stacked = {point: jnp.stack(values) for point, values in captured.items()}
+        return {"front": front, **stacked, "logits": logits}
+
+
+def _folded(tensors: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (taps, in, out) and bias of a convolution with its batch normalisation folded in."""
+    w, beta, gamma, mean, variance = (
+        tensors[f"{name}/{part}"].astype(np.float64)
+        for part in ("W", "beta", "gamma", "mean", "variance")
+    )
+    scale = gamma / np.sqrt(variance + BN_EPSILON)
+    kernel = w.reshape(-1, *w.shape[-2:]) * scale
+    return kernel.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def network_parameters(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Parameters of `GCUNetwork` from checkpoint tensors, batch normalisation folded in float64."""
+
+    def one_by_one(name: str) -> dict[str, np.ndarray]:
+        kernel, bias = _folded(tensors, name)
+        return {"kernel": kernel[0], "bias": bias}
+
+    params: dict[str, Any] = {
+        "front": one_by_one("front/conv_in"),
+        "hidden": one_by_one("logit/conv_1"),
+        "logits": {
+            "kernel": tensors["logit/conv_2/W"].reshape(UNITS, CLASSES),
+            "bias": tensors["logit/conv_2/b"],
+        },
+    }
+    for name in LAYER_NAMES:
+        filters, gates = (_folded(tensors, f"{name}/conv_{part}") for part in ("filter", "gate"))
+        out = one_by_one(f"{name}/conv_out")
+        params[name] = {
+            "gated_kernel": np.concatenate([filters[0], gates[0]], axis=-1),
+            "gated_bias": np.concatenate([filters[1], gates[1]]),
+            "out_kernel": out["kernel"],
+            "out_bias": out["bias"],
+        }
+    return {"params": params}
+
+
+@dataclass(frozen=True, eq=False)
+class GCUEncoder:
+    """The network with its weights: an `featurestore.encoder.Encoder` that hears MFCC.
+
+    Attributes:
+        name: where the weights came from, for people.
+        fingerprint: sha256 of the weights, for provenance.
+        published: whether they are the published checkpoint.
+        front_end: the MFCC that the weights were trained with.
+        variables: Flax parameters.
+        kind: of its views.
+        captures: names of the capture points.
+        units: gated convolutional units per block.
+        layer_names: the checkpoint's names of the blocks.
+        receptive_field: frames that one output frame sees.
+        architecture: what all sets of weights share.
+    """
+
+    name: str
+    fingerprint: str
+    published: bool
+    front_end: FrontEnd
+    variables: dict[str, Any] = field(repr=False)
+    kind: str = "gcu"
+    captures: tuple[str, ...] = CAPTURES
+    units: int = UNITS
+    layer_names: tuple[str, ...] = LAYER_NAMES
+    receptive_field: int = RECEPTIVE_FIELD
+    architecture: str = "gcu"
+
+    @property
+    def layers(self) -> int:
+        """Blocks."""
+        return len(self.layer_names)
+
+    @property
+    def frame_period_s(self) -> float:
+        """Seconds between frames."""
+        return self.front_end.frame_period_s
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the weights are random: a control, not a recogniser."""
+        return self.name.startswith("random:")
+
+    def apply(
+        self,
+        variables: Any,
+        batch: Float[Array, "utterance frame 20"],
+        lengths: Int[Array, " utterance"],
+    ) -> dict[str, Array]:
+        """`GCUNetwork` on a padded batch of MFCC; `lengths` are frames."""
+        network: Any = GCUNetwork().apply
+        return jax.vmap(network, in_axes=(None, 0, 0))(variables, batch, lengths)
+
+
+def gcu_encoder(weights: Weights, *, variant: str | None = None) -> GCUEncoder:
+    """The network with these weights.
+
+    Args:
+        weights: a checked set of them.
+        variant: front end to use instead of the one that the weights were trained with.
+
+    Raises:
+        AudioError: an unknown front end.
+    """
+    return GCUEncoder(
+        name=weights.source,
+        fingerprint=weights.fingerprint,
+        published=weights.published,
+        front_end=front_end(variant or weights.front_end),
+        variables=jax.device_put(network_parameters(weights.tensors)),
+    )

@@ -1,0 +1,164 @@
+"""The compiled training step: waveforms in, new parameters out, on one device or over several."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from featurestore.frontend import log_mel_of_padded, mfcc_of_padded
+from featurestore.training.augment import Augmentation, augmented_mfcc
+from featurestore.training.config import Precision, TrainConfig
+from featurestore.training.ctc import ctc_loss
+from featurestore.training.loader import Batch
+from featurestore.training.network import Tensors, forward, split, updated_statistics
+from featurestore.training.optimisers import optimiser, schedule
+from featurestore.weights import Weights
+
+
+class Result(NamedTuple):
+    """What a step tells: nats per symbol, and the gradient's global norm before clipping."""
+
+    loss: Array
+    norm: Array
+
+
+def compute_dtype(precision: Precision) -> Any:
+    """Type of the convolutions' inputs: bfloat16 on a GPU unless float32 is asked for."""
+    on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm")
+    return (
+        jnp.bfloat16 if precision == "bfloat16" or (precision == "auto" and on_gpu) else jnp.float32
+    )
+
+
+class Trainer:
+    """The step of one training, and where its arrays live.
+
+    A batch is split over the devices by rows and the state is held by each of them; the moments of
+    batch normalisation and the gradient are those of the whole batch.
+
+    Args:
+        config: optimiser, precision, augmentation.
+        steps: of the whole training.
+        devices: to train on; all by default.
+    """
+
+    def __init__(
+        self, config: TrainConfig, *, steps: int, devices: list[jax.Device] | None = None
+    ) -> None:
+        self.devices = devices or jax.devices()
+        mesh = Mesh(np.array(self.devices), ("utterance",))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._by_row = NamedSharding(mesh, PartitionSpec("utterance"))
+        self._key = jax.random.key(config.seed)
+        self._optimiser = optimiser(
+            config.optimiser,
+            schedule(config.learning_rate, warmup=config.warmup, steps=steps),
+            clip=config.clip,
+            weight_decay=config.weight_decay,
+        )
+        step = functools.partial(
+            _step,
+            optimise=self._optimiser,
+            augmentation=config.augmentation,
+            dropout=config.dropout,
+            dtype=compute_dtype(config.precision),
+        )
+        state, row = self._everywhere, self._by_row
+        self._step = jax.jit(
+            step,
+            in_shardings=(state, state, row, row, row, row),
+            out_shardings=(state, state),
+            donate_argnums=0,
+        )
+        self._recognise = jax.jit(_recognise, in_shardings=(state, row, row), out_shardings=row)
+
+    def initial_state(self, weights: Weights) -> dict[str, Any]:
+        """Parameters, running statistics, the optimiser's state and the number of steps taken."""
+        parameters, statistics = split(weights.tensors)
+        state = {
+            "parameters": parameters,
+            "statistics": statistics,
+            "optimiser": self._optimiser.init(parameters),
+            "step": np.zeros((), np.int32),
+        }
+        # Copies: the step gives its state away, and the weights may be used elsewhere.
+        return jax.device_put(jax.tree.map(np.array, state), self._everywhere)
+
+    def place(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state read back from disk, on the devices."""
+        return jax.device_put(state, self._everywhere)
+
+    def step(self, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Result]:
+        """One update; `state` is used up."""
+        arrays = (batch.buffers, batch.n_frames, batch.labels, batch.n_labels)
+        return self._step(state, self._key, *jax.device_put(arrays, self._by_row))
+
+    def recognise(self, state: dict[str, Any], batch: Batch) -> Int[np.ndarray, "row frame"]:
+        """The most probable class of each frame, normalised with the running statistics."""
+        network = {name: state[name] for name in ("parameters", "statistics")}
+        arrays = jax.device_put((batch.buffers, batch.n_frames), self._by_row)
+        return np.asarray(self._recognise(network, *arrays))
+
+
+def _step(
+    state: dict[str, Any],
+    key: Array,
+    buffers: Float[Array, "row sample"],
+    n_frames: Int[Array, " row"],
+    labels: Int[Array, "row symbol"],
+    n_labels: Int[Array, " row"],
+    *,
+    optimise: optax.GradientTransformation,
+    augmentation: Augmentation,
+    dropout: float,
+    dtype: Any,
+) -> tuple[dict[str, Any], Result]:
+    voice_key, dropout_key = jax.random.split(jax.random.fold_in(key, state["step"]))
+    coefficients = _coefficients(buffers, n_frames, voice_key, augmentation)
+
+    def loss(parameters: Tensors) -> tuple[Array, Tensors]:
+        logits, moments = forward(
+            parameters, coefficients, n_frames, dropout=dropout, key=dropout_key, dtype=dtype
+        )
+        losses = ctc_loss(logits, n_frames, labels, n_labels)
+        # Rows without an utterance, and what an alignment cannot fit, do not count.
+        ignored = jnp.isposinf(losses) | (n_frames == 0)
+        symbols = jnp.sum(jnp.where(ignored, 0, n_labels))
+        return jnp.sum(jnp.where(ignored, 0.0, losses)) / jnp.maximum(symbols, 1), moments
+
+    (value, moments), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+    updates, optimiser_state = optimise.update(gradients, state["optimiser"], state["parameters"])
+    new = {
+        "parameters": optax.apply_updates(state["parameters"], updates),
+        "statistics": updated_statistics(state["statistics"], moments, state["step"]),
+        "optimiser": optimiser_state,
+        "step": state["step"] + 1,
+    }
+    return new, Result(value, optax.tree.norm(gradients))
+
+
+def _coefficients(
+    buffers: Array, n_frames: Array, key: Array, augmentation: Augmentation
+) -> Float[Array, "row frame coefficient"]:
+    if not augmentation.spectral:
+        return jax.vmap(mfcc_of_padded)(buffers, n_frames)
+    decibels = jax.vmap(log_mel_of_padded)(buffers, n_frames)
+    # A row's variation does not depend on how many rows there are.
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(buffers)))
+    vary = functools.partial(augmented_mfcc, augmentation=augmentation)
+    return jax.vmap(vary)(decibels, n_frames, keys)
+
+
+def _recognise(network: dict[str, Any], buffers: Array, n_frames: Array) -> Array:
+    coefficients = jax.vmap(mfcc_of_padded)(buffers, n_frames)
+    logits, _ = forward(
+        network["parameters"], coefficients, n_frames, statistics=network["statistics"]
+    )
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from featurestore.cli.app import JsonOption, QuietOption, app, example, note, pr
 
 if TYPE_CHECKING:
     from featurestore.training.config import TrainConfig
-    from featurestore.training.data import TrainingSet
+    from featurestore.training.data import Example, TrainingSet
     from featurestore.training.train import TrainSummary
 
 _SHOWN = 10  # reasons and characters that are listed
@@ -157,7 +158,7 @@ def _facts(data: TrainingSet) -> dict[str, object]:
 def _print_plan(data: TrainingSet, config: TrainConfig, output: Path) -> None:
     from featurestore.training.data import hours
 
-    def part(examples: tuple) -> str:  # type: ignore[type-arg]
+    def part(examples: Sequence[Example]) -> str:
         speakers = len({example.speaker for example in examples})
         return f"{len(examples):,} utterances, {hours(examples):.2f} h, {speakers} speakers"
 

@@ -88,9 +88,9 @@ class AudioFrontEnd(Protocol):
 class Encoder(Protocol):
     """A network with its weights, ready to run. There is no base class: having these is enough.
 
-    Optional besides: `architecture` (hashable). Encoders of one class that share it run the same
-    `apply`, so that what was compiled for one serves the others; by default only those of the same
-    fingerprint do.
+    Optional besides: `architecture` (hashable), which encoders of one class share if they run the
+    same `apply`, so that what was compiled for one serves the others (by default only those of the
+    same fingerprint do); and `batching`, the `BatchPolicy` that suits its need of memory.
     """
 
     @property
@@ -214,6 +214,11 @@ def program_key(encoder: Encoder) -> Hashable:
     return type(encoder), getattr(encoder, "architecture", encoder.fingerprint)
 
 
+def batch_policy(encoder: Encoder) -> BatchPolicy:
+    """How an encoder's batches are shaped unless its user says so."""
+    return getattr(encoder, "batching", None) or BatchPolicy()
+
+
 def _hugging_face(rest: str) -> Encoder:
     from featurestore.huggingface import load_folder
 
@@ -232,11 +237,6 @@ def _loader(kind: str) -> Callable[[str], Any] | None:
     for found in entry_points(group=ENTRY_POINTS, name=kind):
         return found.load()
     return None
-
-
-def encoder_kinds() -> list[str]:
-    """Kinds that `load_encoder` takes as KIND:REST, those of other packages included."""
-    return sorted({*_LOADERS, *(found.name for found in entry_points(group=ENTRY_POINTS))})
 
 
 def load_encoder(
@@ -328,8 +328,8 @@ def encode(
     check_encoder(encoder)
     arrays = [np.asarray(array) for array in utterances]
     if arrays and all(array.ndim == 1 for array in arrays):
-        return _encode_waveforms(encoder, arrays, policy or BatchPolicy())
-    return _encode_coefficients(encoder, arrays, policy or BatchPolicy())
+        return _encode_waveforms(encoder, arrays, policy or batch_policy(encoder))
+    return _encode_coefficients(encoder, arrays, policy or batch_policy(encoder))
 
 
 def _encode_waveforms(

@@ -172,8 +172,12 @@ def plan_ingest(
     """
     table = load_table(manifest)
     config = config or IngestConfig()
-    network = load_encoder(encoder) if encoder is not None and config.wants_network else None
-    setup = set_up(Path(store), network, config, variant)
+    named = isinstance(encoder, str | Path)  # what is only named is loaded only if it is needed
+    if encoder is not None and (config.wants_network or not named):
+        encoder = load_encoder(encoder)
+    else:
+        encoder = None
+    setup = set_up(Path(store), encoder, config, variant)
     held = {kind: _held(view) for kind, view in setup.views.items()}
     stored = read_rows(setup.root)
     _check_same_audio(stored, table, held)
@@ -352,7 +356,7 @@ def _batching(setup: Setup, hearing: Hearing, jobs: Sequence[Job]) -> _Batching:
     columns = [(job, column) for job in jobs for column in job.columns(hearing.kinds)]
     per_column = [job.frames[list(column.members)] for job, column in columns]
     every = np.concatenate(per_column) if per_column else np.array([], int)
-    buckets = choose_buckets(every, setup.config.batching)
+    buckets = choose_buckets(every, setup.batching(hearing))
     batched = [batches(frames, buckets) for frames in per_column]
     programs = {
         (batch.bucket, tuple(kind for kind in hearing.kinds if job.missing((kind,))))

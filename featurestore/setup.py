@@ -11,7 +11,7 @@ from pathlib import Path
 
 from featurestore import egemaps
 from featurestore.batching import BatchPolicy
-from featurestore.encoder import AudioFrontEnd, Encoder
+from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.store.ledger import View, check_store, is_free
@@ -36,7 +36,7 @@ class IngestConfig:
         captures: capture points of the network; None takes its first one.
         frames: whether to keep every frame, besides pooled statistics.
         dtype: of the frames kept.
-        batching: how batches are shaped.
+        batching: how batches are shaped; None takes what suits the network.
         column_frames: frames per unit of work and shard, or None for what suits the corpus.
         workers: decoding threads and openSMILE processes.
     """
@@ -45,7 +45,7 @@ class IngestConfig:
     captures: tuple[str, ...] | None = None
     frames: bool = True
     dtype: FrameDtype = "float16"
-    batching: BatchPolicy = field(default_factory=BatchPolicy)
+    batching: BatchPolicy | None = None
     column_frames: int | None = None
     workers: int = field(default_factory=_cores)
 
@@ -138,6 +138,13 @@ class Setup:
     def front_end(self, kind: str) -> AudioFrontEnd | None:
         """What counts the frames of a view; None where nothing is heard by the device."""
         return _front_end_of(self.hearings, kind)
+
+    def batching(self, hearing: Hearing) -> BatchPolicy:
+        """How the batches of a front end are shaped."""
+        if self.config.batching is not None:
+            return self.config.batching
+        heard = self.encoder is not None and self.encoder.kind in hearing.kinds
+        return batch_policy(self.encoder) if self.encoder and heard else BatchPolicy()
 
     def frame_period_s(self, kind: str) -> float:
         """Seconds between the frames by which a view is planned."""

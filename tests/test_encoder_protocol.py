@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import featurestore as fs
 from featurestore.batching import BatchPolicy, Bucket
 from featurestore.cli.app import app
-from featurestore.encoder import Encoder, check_encoder, encoder_kinds
+from featurestore.encoder import Encoder, check_encoder
 from featurestore.errors import CheckpointError, FeatureStoreError, StoreError
 from featurestore.extract import Request, compile_program
 from featurestore.planning import plan_ingest
@@ -363,7 +363,6 @@ def test_a_package_registers_a_kind_for_the_command_line(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-loudness\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[featurestore.encoders]\nloudness = my_loudness:load\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert set(encoder_kinds()) >= {"loudness", "wav2vec2", "hubert"}
     assert fs.load_encoder("loudness:3").fingerprint == "loudness-3"
     with pytest.raises(CheckpointError, match="quietness:3"):
         fs.load_encoder("quietness:3")

@@ -30,8 +30,8 @@ HIDDEN = "hidden"  # the capture point
 # Queries whose attention to all frames is held at once: 16 heads of a minute are 100 MB.
 _QUERIES = 512
 _MASKED = -1e30
-# 30 s of audio at once, with which the base network takes 1.8 GB in all; on a CPU, compiling it takes
-# as long as some 5 to 10 s of audio.
+# 30 s of audio at once, with which the base network takes 1.8 GB in all. On a CPU, compiling it
+# takes as long as some 5 to 10 s of audio.
 BATCHING = BatchPolicy(frames_per_batch=1500, compile_cost=500)
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -1,7 +1,7 @@
 """The GCU network with batch normalisation left in, as it is trained.
 
 Parameters and running statistics carry the names and shapes of the original checkpoint, so that
-what is trained is what `Weights` holds. `featurestore.encoder` runs the same network with the
+what is trained is what `Weights` holds. `featurestore.gcu` runs the same network with the
 normalisation folded in.
 """
 

@@ -61,8 +61,8 @@ def ingest(
         typer.Option(
             "--weights",
             "-w",
-            help="Registered name, .safetensors file, TensorFlow checkpoint prefix, random:SEED, or "
-            "another network as wav2vec2:FOLDER.",
+            help="default, a registered name, FILE.safetensors, the folder of a training run, a "
+            "TensorFlow checkpoint prefix, random:SEED, or another network as wav2vec2:FOLDER.",
         ),
     ] = "default",
     views: Annotated[str, typer.Option(help="What to extract, separated by commas.")] = ",".join(

@@ -80,9 +80,9 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.partition("MODULES")[2].split())
     heavy = {
-        "dask", "fast_ctc_decode", "flax", "jax", "jiwer", "joblib", "librosa", "matplotlib", "numpy",
-        "opensmile", "optax", "orbax", "pandas",
-        "pyarrow", "scipy", "sklearn", "soundfile", "xarray", "zarr",
+        "dask", "fast_ctc_decode", "flax", "jax", "jiwer", "joblib", "librosa", "matplotlib",
+        "numpy", "opensmile", "optax", "orbax", "pandas", "pyarrow",
+        "scipy", "sklearn", "soundfile", "xarray", "zarr",
     }  # fmt: skip
     assert "featurestore.cli.app" in modules
     assert not heavy & modules

@@ -45,6 +45,9 @@ def train(
     held_out: Annotated[
         float, typer.Option(help="Share of speakers held out, without a column 'split'.")
     ] = 0.1,
+    settle: Annotated[
+        float, typer.Option(help="Share of epochs at the end with fixed normalisation.")
+    ] = 0.3,
     patience: Annotated[
         int, typer.Option(help="Epochs without a better held-out CER to stop after; 0: never.")
     ] = 10,
@@ -107,6 +110,7 @@ def train(
         frames_per_batch=frames_per_batch,
         longest_s=longest,
         held_out=held_out,
+        settle=settle,
         patience=patience,
         precision=precision,  # type: ignore[arg-type]
         front_end=front_end,  # type: ignore[arg-type]

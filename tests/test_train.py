@@ -20,6 +20,7 @@ from training_worker import SHORT
 
 from featurestore import load_encoder
 from featurestore.errors import TrainingError
+from featurestore.random_weights import random_weights
 from featurestore.training.augment import NO_AUGMENTATION
 from featurestore.training.config import TrainConfig
 from featurestore.training.data import TrainingSet, training_set
@@ -132,6 +133,23 @@ def test_killed_in_the_middle_of_an_epoch_and_called_again_it_ends_the_same(
     assert (killed / "weights.safetensors").read_bytes() != b""
     for name, value in load_file(whole / "weights.safetensors").items():
         assert np.array_equal(value, load_file(killed / "weights.safetensors")[name])
+
+
+def test_settled_epochs_leave_the_running_statistics_alone(manifest: Path, tmp_path: Path) -> None:
+    data, config = _small(manifest, settle=1.0)
+    train(data, tmp_path / "run", config, devices=ONE)
+    before = random_weights(config.seed).tensors
+    after = load_file(tmp_path / "run" / "weights.safetensors")
+    moved = {name for name, value in after.items() if not np.array_equal(value, before[name])}
+    assert {name for name in before if name.endswith("/W")} <= moved
+    assert not {name for name in moved if name.endswith(("/mean", "/variance"))}
+
+
+@pytest.mark.parametrize(("settle", "first"), [(0.0, 10), (0.3, 7), (1.0, 0)])
+def test_the_last_epochs_settle(settle: float, first: int) -> None:
+    config = TrainConfig(epochs=10, settle=settle)
+    assert [config.settled(epoch) for epoch in range(10)].count(True) == 10 - first
+    assert first == 10 or config.settled(first)
 
 
 def test_two_devices_train_as_one(manifest: Path, tmp_path: Path) -> None:

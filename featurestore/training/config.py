@@ -29,7 +29,12 @@ class TrainConfig:
         frames_per_batch: frames of 32 ms in a batch, padding included.
         longest_s: utterances longer than this many seconds are left out.
         held_out: share of the speakers held out, where the manifest has no column `split`.
-        patience: epochs without a better held-out CER after which training stops; 0 for never.
+        settle: share of the epochs, the last ones, in which frames are normalised by the running
+            statistics, as they are ever after. Before, they are normalised by those of their batch,
+            and a batch holds utterances of about one length, hence often of one corpus: what the
+            network learns to expect there, the running statistics do not give it.
+        patience: epochs without a better held-out CER after which training stops, once it settles;
+            0 for never.
         precision: of the convolutions; `auto` is bfloat16 on a GPU and float32 elsewhere.
         front_end: the MFCC.
         weights: where to start: `random:SEED` (by default with this seed), or any other weights.
@@ -47,6 +52,7 @@ class TrainConfig:
     frames_per_batch: int = 2560
     longest_s: float = 20.0
     held_out: float = 0.1
+    settle: float = 0.3
     patience: int = 10
     precision: Precision = "auto"
     front_end: FrontEndVariant = "librosa-0.5"
@@ -60,6 +66,7 @@ class TrainConfig:
             "warmup": (0, 1_000_000_000),
             "dropout": (0, 0.9),
             "held_out": (0, 0.9),
+            "settle": (0, 1),
             "frames_per_batch": (8, 10_000_000),
             "patience": (0, 1_000_000),
             "weight_decay": (0, 10),
@@ -72,6 +79,10 @@ class TrainConfig:
         for name in ("learning_rate", "clip", "longest_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name}={getattr(self, name)}; accepted: more than 0")
+
+    def settled(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, is one of the last."""
+        return epoch >= self.epochs - round(self.settle * self.epochs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

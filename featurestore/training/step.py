@@ -71,12 +71,15 @@ class Trainer:
             dtype=compute_dtype(config.precision),
         )
         state, row = self._everywhere, self._by_row
-        self._step = jax.jit(
-            step,
-            in_shardings=(state, state, row, row, row, row),
-            out_shardings=(state, state),
-            donate_argnums=0,
-        )
+        self._steps = {
+            settled: jax.jit(
+                functools.partial(step, settled=settled),
+                in_shardings=(state, state, row, row, row, row),
+                out_shardings=(state, state),
+                donate_argnums=0,
+            )
+            for settled in (False, True)
+        }
         self._recognise = jax.jit(_recognise, in_shardings=(state, row, row), out_shardings=row)
 
     def initial_state(self, weights: Weights) -> dict[str, Any]:
@@ -95,10 +98,13 @@ class Trainer:
         """A state read back from disk, on the devices."""
         return jax.device_put(state, self._everywhere)
 
-    def step(self, state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], Result]:
-        """One update; `state` is used up."""
+    def step(
+        self, state: dict[str, Any], batch: Batch, *, settled: bool = False
+    ) -> tuple[dict[str, Any], Result]:
+        """One update; `state` is used up. `settled` normalises with the running statistics."""
         arrays = (batch.buffers, batch.n_frames, batch.labels, batch.n_labels)
-        return self._step(state, self._key, *jax.device_put(arrays, self._by_row))
+        placed = jax.device_put(arrays, self._by_row)
+        return self._steps[settled](state, self._key, *placed)
 
     def recognise(self, state: dict[str, Any], batch: Batch) -> Int[np.ndarray, "row frame"]:
         """The most probable class of each frame, normalised with the running statistics."""
@@ -115,6 +121,7 @@ def _step(
     labels: Int[Array, "row symbol"],
     n_labels: Int[Array, " row"],
     *,
+    settled: bool,
     optimise: optax.GradientTransformation,
     augmentation: Augmentation,
     dropout: float,
@@ -122,10 +129,17 @@ def _step(
 ) -> tuple[dict[str, Any], Result]:
     voice_key, dropout_key = jax.random.split(jax.random.fold_in(key, state["step"]))
     coefficients = _coefficients(buffers, n_frames, voice_key, augmentation)
+    statistics = state["statistics"]
 
     def loss(parameters: Tensors) -> tuple[Array, Tensors]:
         logits, moments = forward(
-            parameters, coefficients, n_frames, dropout=dropout, key=dropout_key, dtype=dtype
+            parameters,
+            coefficients,
+            n_frames,
+            statistics=statistics if settled else None,
+            dropout=dropout,
+            key=dropout_key,
+            dtype=dtype,
         )
         losses = ctc_loss(logits, n_frames, labels, n_labels)
         # Rows without an utterance, and what an alignment cannot fit, do not count.
@@ -137,7 +151,9 @@ def _step(
     updates, optimiser_state = optimise.update(gradients, state["optimiser"], state["parameters"])
     new = {
         "parameters": optax.apply_updates(state["parameters"], updates),
-        "statistics": updated_statistics(state["statistics"], moments, state["step"]),
+        "statistics": statistics
+        if settled
+        else updated_statistics(statistics, moments, state["step"]),
         "optimiser": optimiser_state,
         "step": state["step"] + 1,
     }

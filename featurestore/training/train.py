@@ -218,7 +218,8 @@ class _Loop:
 
     def _step(self, batch: Batch) -> float:
         self.position.undecodable.update(batch.failed)
-        self.state, result = self.trainer.step(self.state, batch)
+        settled = self.config.settled(self.position.epoch)
+        self.state, result = self.trainer.step(self.state, batch, settled=settled)
         loss, norm = float(result.loss), float(result.norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             shown = ", ".join(batch.ids[:_IDS_SHOWN])
@@ -267,7 +268,8 @@ class _Loop:
             self._keep_weights(texts)
         stale = position.epoch - position.best_epoch
         patience = self.config.patience
-        position.finished = position.epoch >= self.config.epochs or 0 < patience <= stale
+        hopeless = 0 < patience <= stale and self.config.settled(position.epoch - 1)
+        position.finished = position.epoch >= self.config.epochs or hopeless
         draw_training(self.run.rows("epochs"), self.run.folder / "training.png")
 
     def _recognised(self) -> dict[str, str]:

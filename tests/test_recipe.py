@@ -23,7 +23,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "default_model"
 def recipe():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPE))
-        names = ("manifest", "splits", "sentences", "synthetic")
+        names = ("manifest", "splits", "sentences", "voices")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -120,7 +120,7 @@ def test_composed_sentences_are_spelled_as_they_are(recipe):
 def test_forbidden_sentences_are_not_said(recipe):
     transcripts = ["We call it bear.", "we call it cat", "in 1812"]
     random = np.random.default_rng(0)
-    texts = recipe.synthetic._texts(transcripts, {"we call it bear"}, random=random)
+    texts = recipe.voices._texts(transcripts, {"we call it bear"}, random=random)
     said = {next(texts) for _ in range(500)}
     assert "we call it cat" in said
     assert not said & {"We call it bear.", "in 1812"}
@@ -128,8 +128,8 @@ def test_forbidden_sentences_are_not_said(recipe):
 
 def test_espeak_has_every_voice(recipe):
     pytest.importorskip("espeakng_loader")
-    voices = {speaker.voice for speaker in recipe.synthetic.cast(0)}
-    assert {voice.partition("+")[2] for voice in voices} == set(recipe.synthetic.VARIANTS)
+    voices = {speaker.voice for speaker in recipe.voices.cast(0)}
+    assert {voice.partition("+")[2] for voice in voices} == set(recipe.voices.VARIANTS)
     with Espeak() as espeak:
         lengths = [
             len(espeak.say("bear", voice=voice, rate=150, pitch=50, pitch_range=50))
@@ -143,8 +143,8 @@ def test_a_chunk_is_spoken_alike_every_time(recipe, tmp_path):
     texts = ("we call it bear", "Zero three five one.", "my father asked all of us to laugh")
 
     def spoken(name: str, number: int = 7) -> list[np.ndarray]:
-        chunk = recipe.synthetic.Chunk("espeak", number, texts, tmp_path / name, 0)
-        rows = recipe.synthetic.spoken_chunk(chunk)
+        chunk = recipe.voices.Chunk("espeak", number, texts, tmp_path / name, 0)
+        rows = recipe.voices.spoken_chunk(chunk)
         assert [row["text"] for row in rows] == list(texts)
         return [soundfile.read(row["path"])[0] for row in rows]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 from splits import Holdout, combined, held_out_sentences, overview
-from synthetic import Engine, synthesised
+from voices import Engine, synthesised
 
 from featurestore.corpus import write_manifest
 

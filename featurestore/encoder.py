@@ -166,6 +166,7 @@ class Encoder(Protocol):
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 _CAPTURE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _MEMBERS = tuple(name for name in vars(Encoder) if not name.startswith("_"))
+_FRONT_END_MEMBERS = tuple(name for name in vars(AudioFrontEnd) if not name.startswith("_"))
 
 
 def check_encoder(encoder: Any) -> Encoder:
@@ -199,12 +200,9 @@ def check_encoder(encoder: Any) -> Encoder:
         raise FeatureStoreError(f"{what} has no fingerprint; give it a hash of its weights")
     if encoder.units < 1:
         raise FeatureStoreError(f"{what} has {encoder.units} units; expected 1 or more")
-    if not isinstance(encoder.front_end, AudioFrontEnd):
-        lacks = [
-            name
-            for name in vars(AudioFrontEnd)
-            if not name.startswith("_") and not hasattr(encoder.front_end, name)
-        ]
+    # Not isinstance: from Python 3.12 on it asks in another way than hasattr.
+    lacks = [name for name in _FRONT_END_MEMBERS if not hasattr(encoder.front_end, name)]
+    if lacks:
         raise FeatureStoreError(f"{what}: its front_end has no {', '.join(lacks)}")
     return encoder
 

@@ -61,7 +61,9 @@ def contests(rows: int, frames: int) -> dict[str, Contest]:
     def optax_loss(logits: jax.Array) -> jax.Array:
         unpadded = jnp.zeros(logits.shape[:2])
         return jnp.sum(
-            optax.ctc_loss(logits, unpadded, e["labels"], jnp.zeros(e["labels"].shape), BLANK)
+            optax.ctc_loss(
+                logits, unpadded, e["labels"], jnp.zeros(e["labels"].shape), blank_id=BLANK
+            )
         )
 
     def convolution(convolution: Callable[..., Any], dtype: Any) -> Callable[..., Any]:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from featurestore.store.reader import open_store as open_store
     from featurestore.store.verify import verify as verify
     from featurestore.training.config import TrainConfig as TrainConfig
+    from featurestore.training.finetune import finetune as finetune
     from featurestore.training.train import read_training_set as read_training_set
     from featurestore.training.train import train as train
+    from featurestore.training.tuning_config import FinetuneConfig as FinetuneConfig
     from featurestore.transcription import transcribe as transcribe
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -45,7 +47,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "store.reader": ["Store", "open_store"],
         "store.verify": ["verify"],
         "training.config": ["TrainConfig"],
+        "training.finetune": ["finetune"],
         "training.train": ["read_training_set", "train"],
+        "training.tuning_config": ["FinetuneConfig"],
         "transcription": ["transcribe"],
     },
 )

@@ -126,3 +126,19 @@ def test_differing_networks_are_not_timed(throughput: ModuleType, manifest: Path
     stage = next(one for one in throughput.STAGES if one.title.startswith("network"))
     with pytest.raises(RuntimeError, match="the two networks differ"):
         stage.contest(bench)
+
+
+def test_parts_of_a_training_step_are_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optax", reason="pip install 'featurestore[train]'")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    training = importlib.import_module("training")
+    report = tmp_path / "report.json"
+    training.main(["--rows=2", "--frames=24", "--repeats=1", f"--json={report}"])
+    rows = json.loads(report.read_text())["rows"]
+    assert len(rows) == 3
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert all(_positive(row[name]) for name in ("ours_ms", "theirs_ms", "ratio"))
+        assert row["part"] in printed

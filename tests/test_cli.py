@@ -22,6 +22,7 @@ COMMANDS = (
     ("verify",),
     ("correlate",),
     ("evaluate",),
+    ("finetune",),
     ("train",),
     ("transcribe",),
     ("weights",),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64, Shaped
@@ -262,22 +261,6 @@ class _Fold:
             for members, make in plan:
                 rate = {part: next(rates[part]) for part in parts}
                 batch = make()
-                if not pooled and self.config.dropout:
-                    seed = int(self.rng.integers(2**31))
-                    batch["key"], batch["keep"] = (
-                        jax.random.key(seed),
-                        np.float32(1 - self.config.dropout),
-                    )
-                if not pooled and self.config.channel:
-                    noise = (
-                        self.rng.normal(
-                            0, self.config.channel, (batch["coefficients"].shape[0], 1, 20)
-                        )
-                        * 10
-                        / np.sqrt(1 + np.arange(20))
-                    )
-                    noise[..., 0] = 0
-                    batch["coefficients"] = batch["coefficients"] + noise.astype(np.float32)
                 batch["weight"] = np.float32(len(members) * len(plan) / len(self.split.fit))
                 trained, state, loss = self.programs.step(
                     trained, frozen, state, self.arrays, batch, rate

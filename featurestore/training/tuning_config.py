@@ -53,8 +53,6 @@ class FinetuneConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
-    dropout: float = 0.0
-    channel: float = 0.0
     held_out: float = 0.15
     patience: int = 2
     frames_per_batch: int = 2048

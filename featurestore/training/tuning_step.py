@@ -79,10 +79,6 @@ class Programs:
                 batch["coefficients"],
                 batch["n_frames"],
             )
-        if "key" in batch:
-            kept = jax.random.bernoulli(batch["key"], batch["keep"], pooled.shape)
-            centred = pooled - standard["feature_mean"]
-            pooled = standard["feature_mean"] + jnp.where(kept, centred / batch["keep"], 0.0)
         return predict_pooled(
             parameters["head"],
             pooled,

@@ -34,7 +34,9 @@ def train(
     weights: Annotated[
         str, typer.Option("--weights", "-w", help="Weights to start from; random by default.")
     ] = "",
-    optimiser: Annotated[str, typer.Option(help="adamw, or maxprop as the original.")] = "adamw",
+    optimiser: Annotated[
+        str, typer.Option(help="adamw, muon, or maxprop as the original.")
+    ] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 2e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 500,
     weight_decay: Annotated[float, typer.Option(help="Of the kernels; adamw only.")] = 0.05,

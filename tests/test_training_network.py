@@ -215,7 +215,33 @@ def test_weight_decay_is_for_kernels_alone() -> None:
         np.testing.assert_allclose(step, expected, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adamw", "maxprop"])
+def test_muon_steps_equally_far_along_all_directions_of_a_kernel() -> None:
+    parameters, _ = split(random_weights(0).tensors)
+    rng = np.random.default_rng(0)
+    # Gradients as they come: some directions dominate.
+    gradients = {
+        name: jnp.asarray(rng.normal(size=x.shape) * np.logspace(-1, 0, x.shape[-1]), jnp.float32)
+        for name, x in parameters.items()
+    }
+    rate = 0.01
+    transformation = optimiser("muon", optax.constant_schedule(rate), clip=1e9, weight_decay=0.0)
+    steps, _ = transformation.update(gradients, transformation.init(parameters), parameters)
+    for name in ("block_0_1/conv_gate/W", "block_2_16/conv_filter/W", "front/conv_in/W"):
+        matrix = np.asarray(steps[name]).reshape(-1, steps[name].shape[-1])
+        u, _, v = np.linalg.svd(
+            np.asarray(gradients[name]).reshape(matrix.shape), full_matrices=False
+        )
+        along = np.diag(u.T @ matrix @ v.T) / (-rate * 0.2 * np.sqrt(max(matrix.shape)))
+        assert (along > 0.6).all() and (along < 1.3).all(), name
+        assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2 * rate, rel=0.25)
+    adam = optax.adam(rate, b2=0.98, nesterov=True)
+    plain, _ = adam.update(gradients, adam.init(parameters), parameters)
+    for name in parameters:
+        if not name.endswith("/W"):
+            np.testing.assert_allclose(steps[name], plain[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "maxprop"])
 def test_a_step_leaves_the_given_weights_alone(name) -> None:
     weights = random_weights(0)
     trainer = Trainer(TrainConfig(optimiser=name), steps=10, devices=jax.devices()[:1])

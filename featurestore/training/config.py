@@ -20,7 +20,7 @@ class TrainConfig:
     Attributes:
         epochs: passes over the training utterances; the learning rate falls over all of them.
         seed: of the initial weights, the order, the augmentation and the held-out speakers.
-        optimiser: `adamw`, or the original's `maxprop`.
+        optimiser: `adamw`, `muon`, or the original's `maxprop`.
         learning_rate: its peak.
         warmup: steps until the peak.
         weight_decay: of the kernels, AdamW only.

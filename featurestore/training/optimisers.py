@@ -1,4 +1,4 @@
-"""From gradients to steps: AdamW, the original's MaxProp, and the learning rate's course."""
+"""From gradients to steps: AdamW, Muon, the original's MaxProp, and the learning rate's course."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
-OptimiserName = Literal["adamw", "maxprop"]
+OptimiserName = Literal["adamw", "muon", "maxprop"]
+
+_SECOND_MOMENT = 0.98  # decay of AdamW's squared gradients
+_RMS = 0.2  # root mean square of a Muon step at learning rate 1, as AdamW's is about
 
 
 class MaxPropState(NamedTuple):
@@ -63,18 +67,41 @@ def optimiser(
     """Gradient clipping by global norm, then the optimiser.
 
     Args:
-        name: `adamw`, or `maxprop`, which knows no weight decay.
+        name: `adamw`; `muon`, which takes a step of equal size along all directions of a kernel
+            (Jordan et al. 2024), scaled as AdamW's steps are (Liu et al. 2025), and Adam's for
+            what is no kernel; or `maxprop`, which knows no weight decay.
         rate: learning rate by step.
         clip: largest global norm of a gradient.
-        weight_decay: of AdamW, on the kernels alone.
+        weight_decay: on the kernels alone.
     """
     if name == "maxprop":
         step = optax.chain(scale_by_maxprop(), optax.scale_by_learning_rate(rate))
+    elif name == "muon":
+        step = optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            weight_decay_mask=_kernels,
+            adam_b2=_SECOND_MOMENT,
+            consistent_rms=_RMS,
+            muon_weight_dimension_numbers=_matrices,
+        )
     else:
-        step = optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=weight_decay, mask=_kernels)
+        step = optax.adamw(
+            rate, b1=0.9, b2=_SECOND_MOMENT, weight_decay=weight_decay, mask=_kernels
+        )
     return optax.chain(optax.clip_by_global_norm(clip), step)
 
 
 def _kernels(parameters: Any) -> Any:
     """Weight decay is for kernels; gamma, beta and biases have no use for it."""
     return {name: name.endswith("/W") for name in parameters}
+
+
+def _matrices(parameters: Any) -> Any:
+    """A kernel is a matrix of everything that goes into an output, by outputs."""
+    return {
+        name: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+        if name.endswith("/W")
+        else None
+        for name, x in parameters.items()
+    }

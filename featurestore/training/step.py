@@ -63,23 +63,27 @@ class Trainer:
             clip=config.clip,
             weight_decay=config.weight_decay,
         )
-        step = functools.partial(
-            _step,
-            optimise=self._optimiser,
+        gradients = functools.partial(
+            _gradients,
             augmentation=config.augmentation,
             dropout=config.dropout,
             dtype=compute_dtype(config.precision),
         )
         state, row = self._everywhere, self._by_row
-        self._steps = {
+        self._gradients = {
             settled: jax.jit(
-                functools.partial(step, settled=settled),
+                functools.partial(gradients, settled=settled),
                 in_shardings=(state, state, row, row, row, row),
-                out_shardings=(state, state),
-                donate_argnums=0,
+                out_shardings=(state, state, state),
             )
             for settled in (False, True)
         }
+        # A program of its own, so that it is compiled once and not for every shape of batch.
+        self._update = jax.jit(
+            functools.partial(_update, optimise=self._optimiser),
+            out_shardings=state,
+            donate_argnums=(0, 2),
+        )
         self._recognise = jax.jit(_recognise, in_shardings=(state, row, row), out_shardings=row)
 
     def initial_state(self, weights: Weights) -> dict[str, Any]:
@@ -104,7 +108,9 @@ class Trainer:
         """One update; `state` is used up. `settled` normalises with the running statistics."""
         arrays = (batch.buffers, batch.n_frames, batch.labels, batch.n_labels)
         placed = jax.device_put(arrays, self._by_row)
-        return self._steps[settled](state, self._key, *placed)
+        network = {name: state[name] for name in ("parameters", "statistics", "step")}
+        result, gradients, moments = self._gradients[settled](network, self._key, *placed)
+        return self._update(state, None if settled else moments, gradients), result
 
     def recognise(self, state: dict[str, Any], batch: Batch) -> Int[np.ndarray, "row frame"]:
         """The most probable class of each frame, normalised with the running statistics."""
@@ -113,8 +119,8 @@ class Trainer:
         return np.asarray(self._recognise(network, *arrays))
 
 
-def _step(
-    state: dict[str, Any],
+def _gradients(
+    network: dict[str, Any],
     key: Array,
     buffers: Float[Array, "row sample"],
     n_frames: Int[Array, " row"],
@@ -122,21 +128,19 @@ def _step(
     n_labels: Int[Array, " row"],
     *,
     settled: bool,
-    optimise: optax.GradientTransformation,
     augmentation: Augmentation,
     dropout: float,
     dtype: Any,
-) -> tuple[dict[str, Any], Result]:
-    voice_key, dropout_key = jax.random.split(jax.random.fold_in(key, state["step"]))
+) -> tuple[Result, Tensors, Tensors]:
+    voice_key, dropout_key = jax.random.split(jax.random.fold_in(key, network["step"]))
     coefficients = _coefficients(buffers, n_frames, voice_key, augmentation)
-    statistics = state["statistics"]
 
     def loss(parameters: Tensors) -> tuple[Array, Tensors]:
         logits, moments = forward(
             parameters,
             coefficients,
             n_frames,
-            statistics=statistics if settled else None,
+            statistics=network["statistics"] if settled else None,
             dropout=dropout,
             key=dropout_key,
             dtype=dtype,
@@ -147,17 +151,28 @@ def _step(
         symbols = jnp.sum(jnp.where(ignored, 0, n_labels))
         return jnp.sum(jnp.where(ignored, 0.0, losses)) / jnp.maximum(symbols, 1), moments
 
-    (value, moments), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+    (value, moments), gradients = jax.value_and_grad(loss, has_aux=True)(network["parameters"])
+    return Result(value, optax.tree.norm(gradients)), gradients, moments
+
+
+def _update(
+    state: dict[str, Any],
+    moments: Tensors | None,
+    gradients: Tensors,
+    *,
+    optimise: optax.GradientTransformation,
+) -> dict[str, Any]:
+    """The next state; without `moments` the running statistics stay."""
     updates, optimiser_state = optimise.update(gradients, state["optimiser"], state["parameters"])
-    new = {
+    statistics = state["statistics"]
+    if moments is not None:
+        statistics = updated_statistics(statistics, moments, state["step"])
+    return {
         "parameters": optax.apply_updates(state["parameters"], updates),
-        "statistics": statistics
-        if settled
-        else updated_statistics(statistics, moments, state["step"]),
+        "statistics": statistics,
         "optimiser": optimiser_state,
         "step": state["step"] + 1,
     }
-    return new, Result(value, optax.tree.norm(gradients))
 
 
 def _coefficients(

@@ -82,7 +82,7 @@ class Trainer:
         self._update = jax.jit(
             functools.partial(_update, optimise=self._optimiser),
             out_shardings=state,
-            donate_argnums=(0, 2),
+            donate_argnums=0,
         )
         self._recognise = jax.jit(_recognise, in_shardings=(state, row, row), out_shardings=row)
 

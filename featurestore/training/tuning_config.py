@@ -47,9 +47,9 @@ class FinetuneConfig:
     pool: Pool = "mean"
     loss: Loss = "mse"
     frozen_epochs: int = 5
-    epochs: int = 6
+    epochs: int = 4
     head_rate: float = 3e-4
-    encoder_rate: float = 3e-4
+    encoder_rate: float = 3e-5
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0

@@ -3,10 +3,10 @@
     python benchmarks/training.py [--rows 16] [--frames 160] [--repeats 7] [--json FILE]
 
 Random MFCC and transcripts of that shape, 0.032 s a frame. The parts run in turns with what they
-are compared with, after a first run that compiles: the CTC loss and its gradient beside optax's,
-one dilated convolution and its gradients in bfloat16 by matrix products beside the same by XLA's
-convolution, and loss and gradient of the whole network in bfloat16 beside float32. Run it on an
-idle machine; what other processes took is measured and printed.
+are compared with, after a first run that compiles: one dilated convolution and its gradients in
+bfloat16 by matrix products beside the same by XLA's convolution, and loss and gradient of the whole
+network in bfloat16 beside float32. Run it on an idle machine; what other processes took is measured
+and printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from _report import machine_facts
 from _timing import Contest, OtherProcesses, Timing, alternate
 
@@ -29,7 +28,7 @@ from featurestore.random_weights import random_weights
 from featurestore.training.alphabet import BLANK
 from featurestore.training.ctc import ctc_loss
 from featurestore.training.network import convolve, convolve_by_products, forward, split
-from featurestore.types import CLASSES, COEFFICIENTS, FRAME_PERIOD_S, UNITS
+from featurestore.types import COEFFICIENTS, FRAME_PERIOD_S, UNITS
 
 DILATION = 4
 
@@ -39,7 +38,6 @@ def _example(rows: int, frames: int) -> dict[str, Any]:
     symbols = max(1, frames // 3)
     return {
         "coefficients": jnp.asarray(random.normal(0, 30, (rows, frames, COEFFICIENTS)), "float32"),
-        "logits": jnp.asarray(random.normal(0, 3, (rows, frames, CLASSES)), "float32"),
         "n_frames": jnp.full(rows, frames, jnp.int32),
         "labels": jnp.asarray(random.integers(0, BLANK, (rows, symbols)), "int32"),
         "n_labels": jnp.full(rows, symbols, jnp.int32),
@@ -57,14 +55,6 @@ def contests(rows: int, frames: int) -> dict[str, Contest]:
     """The parts, by what they are called in the table."""
     e = _example(rows, frames)
     lengths = (e["n_frames"], e["labels"], e["n_labels"])
-
-    def optax_loss(logits: jax.Array) -> jax.Array:
-        unpadded = jnp.zeros(logits.shape[:2])
-        return jnp.sum(
-            optax.ctc_loss(
-                logits, unpadded, e["labels"], jnp.zeros(e["labels"].shape), blank_id=BLANK
-            )
-        )
 
     def convolution(convolution: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
         def scalar(z: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -84,11 +74,6 @@ def contests(rows: int, frames: int) -> dict[str, Contest]:
 
     seconds = rows * frames * FRAME_PERIOD_S
     return {
-        "CTC loss and gradient, beside optax": Contest(
-            seconds,
-            _timed(jax.value_and_grad(lambda x: jnp.sum(ctc_loss(x, *lengths))), e["logits"]),
-            _timed(jax.value_and_grad(optax_loss), e["logits"]),
-        ),
         "convolution and gradients in bfloat16, products beside XLA's": Contest(
             seconds,
             _timed(convolution(convolve_by_products, jnp.bfloat16), e["z"], e["kernel"]),

@@ -65,7 +65,8 @@ def _moved(move: Callable[[Array], Array], x: Array) -> Array:
     """`move(x)` where `move` only moves values about.
 
     XLA moves bfloat16 on a CPU by way of float32, value by value; as 16-bit integers, and kept
-    apart from the product that follows, they are copied: 14 ms become 2 (`benchmarks/training.py`).
+    apart from the product that follows, they are copied. With it, `convolve_by_products` takes half
+    the time of XLA's convolution (`benchmarks/training.py`).
     """
     if x.dtype != jnp.bfloat16:
         return move(x)

@@ -39,7 +39,7 @@ def train(
     ] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 2e-3,
     warmup: Annotated[int, typer.Option(help="Steps until the peak.")] = 500,
-    weight_decay: Annotated[float, typer.Option(help="Of the kernels; adamw only.")] = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Of the kernels; not for maxprop.")] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of a gradient.")] = 1.0,
     dropout: Annotated[float, typer.Option(help="Share of units silenced.")] = 0.1,
     frames_per_batch: Annotated[int, typer.Option(help="Frames of 32 ms in a batch.")] = 2560,

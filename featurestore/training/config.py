@@ -23,7 +23,7 @@ class TrainConfig:
         optimiser: `adamw`, `muon`, or the original's `maxprop`.
         learning_rate: its peak.
         warmup: steps until the peak.
-        weight_decay: of the kernels, AdamW only.
+        weight_decay: of the kernels; MaxProp knows none.
         clip: largest global norm of a gradient.
         dropout: share of gated units silenced, each for a whole utterance.
         frames_per_batch: frames of 32 ms in a batch, padding included.

@@ -18,6 +18,8 @@ _ORDER = [
     "ingest",
     "info",
     "verify",
+    "compact",
+    "forget",
     "correlate",
     "evaluate",
     "finetune",

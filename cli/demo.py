@@ -52,11 +52,11 @@ def demo(
     targets, notes = ["valence", "arousal"], [_SYNTHETIC]
     # By name, since an earlier demo in this folder may have left a view of other weights.
     network = plan.views[0]
-    figures, tables = folder / "figures", folder / "tables"
-    correlate(store, targets, figures / "pooled", view=network, notes=notes)
-    correlate(store, targets, figures / "by-speaker", by="speaker", view=network, notes=notes)
+    figures, tables, made = folder / "figures", folder / "tables", str(store)
+    correlate(made, targets, figures / "pooled", view=network, notes=notes)
+    correlate(made, targets, figures / "by-speaker", by="speaker", view=network, notes=notes)
     for number in (1, 2):
-        evaluate(store, tables, table=number, view=network, notes=notes)
+        evaluate(made, tables, table=number, view=network, notes=notes)
     note(
         f"\nLook at {figures / 'pooled'} and {figures / 'by-speaker' / 'overview.png'}, and at "
         f"{tables}.\nThe store is {store}; in Python: featurestore.open_store('{store}').\n"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,8 +58,13 @@ def _names(value: str) -> list[str]:
 
 @app.command(epilog=example("featurestore ingest iemocap.csv iemocap.store --weights random:0"))
 def ingest(
-    manifest: Annotated[Path, typer.Argument(help="CSV or Parquet with a column 'path'.")],
-    store: Annotated[Path, typer.Argument(help="Folder of the store, new or to be added to.")],
+    manifest: Annotated[
+        str, typer.Argument(help="CSV or Parquet with a column 'path'; a file or a URL.")
+    ],
+    store: Annotated[
+        str,
+        typer.Argument(help="The store, new or to be added to: a folder, or s3://bucket/prefix."),
+    ],
     weights: Annotated[
         str,
         typer.Option(
@@ -78,7 +87,10 @@ def ingest(
     frames: Annotated[
         bool, typer.Option("--frames/--no-frames", help="Keep every frame, or only statistics.")
     ] = True,
-    dtype: Annotated[str, typer.Option(help="Of the frames kept: float16 or float32.")] = "float16",
+    dtype: Annotated[
+        str,
+        typer.Option(help="Of the frames kept: float16, float32, or int8 for an archive."),
+    ] = "float16",
     front_end: Annotated[
         str | None,
         typer.Option(help="librosa-0.5, librosa or vctk-decimate, instead of the weights' own."),
@@ -86,14 +98,30 @@ def ingest(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Decoding threads and openSMILE processes.")
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Make stored utterances whose audio has changed again."),
+    ] = False,
+    readmit: Annotated[
+        bool,
+        typer.Option("--readmit", help="Let back in what 'featurestore forget' took out."),
+    ] = False,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Do the work on a dask cluster: local, local:N (processes), or the address of a "
+            "scheduler, such as tcp://host:8786."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Extract features of every utterance into a store.
 
-    Running the same command again completes an interrupted store. Files that cannot be read are set
-    aside with their reasons; the rest goes on.
+    Running the same command again completes an interrupted store and adds what is new. Files that
+    cannot be read are set aside with their reasons; the rest goes on. Ctrl-C once ends after the
+    columns in hand, twice at once; nothing that is committed is lost either way.
     """
     from featurestore.setup import IngestConfig
 
@@ -111,6 +139,9 @@ def ingest(
         weights=weights,
         config=config,
         variant=front_end,
+        replace=replace,
+        readmit=readmit,
+        scheduler=scheduler,
         dry_run=dry_run,
         progress=False if quiet else None,
         talk=not as_json,
@@ -120,12 +151,15 @@ def ingest(
 
 
 def run_ingest(
-    manifest: Path,
-    store: Path,
+    manifest: str | Path,
+    store: str | Path,
     *,
     weights: str,
     config: IngestConfig,
     variant: str | None = None,
+    replace: bool = False,
+    readmit: bool = False,
+    scheduler: str | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
     talk: bool = True,
@@ -134,7 +168,14 @@ def run_ingest(
     from featurestore.planning import plan_ingest
 
     plan = plan_ingest(
-        manifest, store, encoder=weights, config=config, variant=variant, progress=progress
+        manifest,
+        store,
+        encoder=weights,
+        config=config,
+        variant=variant,
+        replace=replace,
+        readmit=readmit,
+        progress=progress,
     )
     if talk:
         _print_plan(plan)
@@ -144,16 +185,56 @@ def run_ingest(
 
     # Without a terminal there is no bar; a line now and then tells a job's log that it lives.
     shown = True if progress is None else progress
-    try:
-        summary = run_plan(plan, progress=shown)
-    except KeyboardInterrupt:
-        note("stopped: what is written is safe; run the same command again to go on")
-        raise typer.Exit(130) from None
+    with cluster_client(scheduler) as client, _interruptible() as stopped:
+        summary = run_plan(plan, client=client, stopped=stopped, progress=shown)
     if talk:
         _print_summary(summary)
         if plan.setup.encoder is not None and plan.setup.encoder.untrained:
             note(UNTRAINED)
+    if summary.stopped:
+        note(_STOPPED)
+        raise typer.Exit(130)
     return plan, summary
+
+
+@contextmanager
+def cluster_client(scheduler: str | None) -> Iterator[Any]:
+    """A client of the cluster that was asked for, if one was."""
+    if scheduler is None:
+        yield None
+        return
+    from featurestore.distribution import cluster
+
+    with cluster(scheduler) as client:
+        note(f"cluster: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
+        yield client
+
+
+_STOPPED = "stopped: what is written is safe; run the same command again to go on"
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ask to stop at the first Ctrl-C and stop at the second; says whether it was asked."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        note("stopping after the columns in hand; Ctrl-C again stops at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    except KeyboardInterrupt:
+        note(_STOPPED)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 UNTRAINED = (
@@ -177,6 +258,12 @@ def _print_plan(plan: IngestPlan) -> None:
     ]
     if plan.relabelled:
         rows.append(("labels", f"{plan.relabelled:,} stored utterances will follow the manifest"))
+    if plan.replaced:
+        rows.append(("replaced", f"{len(plan.replaced):,} stored utterances have other audio now"))
+    if plan.forgotten:
+        rows.append(
+            ("forgotten", f"{plan.forgotten:,} rows stay out, as was asked; --readmit lets them in")
+        )
     for name, value in rows:
         print(f"  {name:<15} {value}")
 

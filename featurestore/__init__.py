@@ -22,9 +22,14 @@ if TYPE_CHECKING:
     from featurestore.encoder import load_encoder as load_encoder
     from featurestore.frontend import mfcc as mfcc
     from featurestore.ingest import ingest as ingest
+    from featurestore.maintenance import compact as compact
+    from featurestore.maintenance import forget as forget
+    from featurestore.maintenance import recompute as recompute
     from featurestore.planning import plan_ingest as plan_ingest
     from featurestore.store.reader import Store as Store
     from featurestore.store.reader import open_store as open_store
+    from featurestore.store.summary import lineage as lineage
+    from featurestore.store.summary import store_state as store_state
     from featurestore.store.verify import verify as verify
     from featurestore.training.config import TrainConfig as TrainConfig
     from featurestore.training.finetune import finetune as finetune
@@ -43,8 +48,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "encoder": ["Encoder", "encode", "load_encoder"],
         "frontend": ["mfcc"],
         "ingest": ["ingest"],
+        "maintenance": ["compact", "forget", "recompute"],
         "planning": ["plan_ingest"],
         "store.reader": ["Store", "open_store"],
+        "store.summary": ["lineage", "store_state"],
         "store.verify": ["verify"],
         "training.config": ["TrainConfig"],
         "training.finetune": ["finetune"],

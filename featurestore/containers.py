@@ -33,13 +33,13 @@ _NIST = re.compile(rb"sample_count -i (\d+)")
 _WAY_OUT = "copy the file again, or re-encode what is left of it"
 
 
-def refuse_cut(file: soundfile.SoundFile, path: str, size: int) -> None:
+def refuse_cut(file: soundfile.SoundFile, raw: BinaryIO, size: int) -> None:
     """Notice what libsndfile passes over: headers that promise more than the file holds.
 
     Args:
-        file: `path`, opened by libsndfile.
-        path: the file; ogg and nist are read a second time.
-        size: of the file in bytes.
+        file: opened by libsndfile.
+        raw: its bytes; ogg and nist are read a second time.
+        size: number of them.
 
     Raises:
         AudioError: a file that was cut off, or a length that cannot be true.
@@ -50,16 +50,14 @@ def refuse_cut(file: soundfile.SoundFile, path: str, size: int) -> None:
             " as streaming encoders write it); re-encode it to a file"
         )
     if file.format == "OGG":
-        with open(path, "rb") as raw:
-            raw.seek(max(0, size - (1 << 17)))  # a page has at most 65,307 bytes
-            tail = raw.read()
+        tail = _read(raw, max(0, size - (1 << 17)), 1 << 17)  # a page has at most 65,307 bytes
         if not _ends_stream(tail[max(0, tail.rfind(b"OggS")) :]):
             raise AudioError(f"truncated: no complete end-of-stream page; {_WAY_OUT}")
     elif file.format not in ("FLAC", "MP3"):  # whose log holds the text of their tags
-        _refuse_promise(file, path)
+        _refuse_promise(file, raw)
 
 
-def _refuse_promise(file: soundfile.SoundFile, path: str) -> None:
+def _refuse_promise(file: soundfile.SoundFile, raw: BinaryIO) -> None:
     log = file.extra_info
     unit, promised, held = "bytes", 0, 0
     if found := _CHUNK.search(log):
@@ -67,8 +65,7 @@ def _refuse_promise(file: soundfile.SoundFile, path: str) -> None:
     elif found := _RF64.search(log):
         unit, promised, held = "samples", int(found[2]), int(found[1])
     elif file.format == "NIST":
-        with open(path, "rb") as raw:
-            count = _NIST.search(raw.read(1024))
+        count = _NIST.search(_read(raw, 0, 1024))
         unit, promised, held = "samples", int(count[1]) if count else 0, file.frames
     if held < promised < _STREAMED:
         amount = "bytes of samples" if unit == "bytes" else unit
@@ -138,48 +135,47 @@ class MpegFrames:
     places: list[tuple[int, int]]
     samples: int
 
-    def stream(self, path: str) -> io.BytesIO:
-        """The frames of `path` as a file that libsndfile decodes to the last one.
+    def stream(self, raw: BinaryIO) -> io.BytesIO:
+        """The frames of an mp3 as a file that libsndfile decodes to the last one.
 
         Libsndfile divides the size of a file by that of its first frame and reads no further;
         zeros after the last frame make that guess large enough.
         """
-        with open(path, "rb") as raw:
-            data = raw.read()
+        raw.seek(0)
+        data = raw.read()
         frames = b"".join([data[at : at + size] for at, size in self.places])
         guessed = len(self.places) * (self.places[0][1] + 4) + 4096 if self.places else 0
         return io.BytesIO(frames.ljust(guessed, b"\0"))
 
 
-def mpeg_frames(path: str, rate: int) -> MpegFrames | None:
+def mpeg_frames(raw: BinaryIO, rate: int) -> MpegFrames | None:
     """Find the frames of an mp3; None if its first frame says how many there are.
 
     Reads frame headers, not the file. ID3 and APE tags are passed over where they stand.
 
     Args:
-        path: an mp3.
+        raw: an mp3.
         rate: its sampling rate in Hz.
 
     Raises:
         AudioError: no frame, a last frame that was cut off, or something else between frames.
     """
-    with open(path, "rb") as raw:
-        at = 0
-        while skipped := _tag_size(raw, at):
-            at += skipped
-        first = _header_at(raw, at)
-        if first is None or first.rate != rate:
-            at = _search(raw, at, rate)
-            first = _header_at(raw, at) if at >= 0 else None
-        if first is None:
-            raise AudioError("no MPEG frame with a stated bit rate at the start; re-encode it")
-        tag = _read(raw, at, first.size)
-        if _states_length(tag, first):
-            return None
-        if _is_tag(tag, first):
-            at += first.size
-        places = _walk(raw, at, first)
-        return MpegFrames(places, len(places) * first.samples)
+    at = 0
+    while skipped := _tag_size(raw, at):
+        at += skipped
+    first = _header_at(raw, at)
+    if first is None or first.rate != rate:
+        at = _search(raw, at, rate)
+        first = _header_at(raw, at) if at >= 0 else None
+    if first is None:
+        raise AudioError("no MPEG frame with a stated bit rate at the start; re-encode it")
+    tag = _read(raw, at, first.size)
+    if _states_length(tag, first):
+        return None
+    if _is_tag(tag, first):
+        at += first.size
+    places = _walk(raw, at, first)
+    return MpegFrames(places, len(places) * first.samples)
 
 
 def _walk(raw: BinaryIO, at: int, first: _Header) -> list[tuple[int, int]]:

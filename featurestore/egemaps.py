@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from featurestore.audio import read_clip
 from featurestore.errors import AudioError, FeatureStoreError
+from featurestore.storage.place import file_stamp
 
 if TYPE_CHECKING:
     import opensmile
@@ -72,16 +73,17 @@ def functionals(path: str, start: float, end: float) -> tuple[np.ndarray, float,
     return values, duration, clip.sha256
 
 
-def _one(path: str, start: float, end: float) -> tuple[np.ndarray, float, str] | str:
+def _one(path: str, start: float, end: float) -> tuple[np.ndarray, float, str, str] | str:
+    stamp = file_stamp(path)
     try:
-        return functionals(path, start, end)
+        return (*functionals(path, start, end), stamp)
     except AudioError as error:
         return str(error)
 
 
 def functionals_of_many(
-    segments: Sequence[tuple[str, float, float]], *, workers: int
-) -> Iterator[tuple[np.ndarray, float, str] | str]:
+    segments: Iterable[tuple[str, float, float]], *, workers: int
+) -> Generator[tuple[np.ndarray, float, str, str] | str]:
     """`functionals` of many segments, in order, in parallel processes.
 
     Args:
@@ -89,7 +91,7 @@ def functionals_of_many(
         workers: number of processes.
 
     Yields:
-        What `functionals` returns, or the reason why it could not, as text.
+        What `functionals` returns and the file's stamp, or the reason why it could not, as text.
 
     Raises:
         FeatureStoreError: a process was killed.

@@ -90,7 +90,8 @@ class Encoder(Protocol):
 
     Optional besides: `architecture` (hashable), which encoders of one class share if they run the
     same `apply`, so that what was compiled for one serves the others (by default only those of the
-    same fingerprint do); and `batching`, the `BatchPolicy` that suits its need of memory.
+    same fingerprint do); `batching`, the `BatchPolicy` that suits its need of memory; and `bounds`,
+    the largest absolute value of each capture point, which int8 frames need.
     """
 
     @property

@@ -29,12 +29,14 @@ class Request:
         mfcc: whether to bring back the MFCC too; only for a front end that makes them.
         frames: whether to bring back every frame, besides the pooled statistics.
         dtype: of the frames; pooled statistics are float32 of unrounded activations.
+        scales: for int8, the step between two values of each capture.
     """
 
     captures: tuple[str, ...]
     mfcc: bool
     frames: bool
     dtype: FrameDtype = "float16"
+    scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,17 @@ def _features(
     pooled = {name: pool(value, n_frames) for name, value in values.items()}
     if not request.frames:
         return {}, pooled
-    # MFCC go up to several hundred, where float16 would keep two digits: they stay float32.
-    dtypes = {name: jnp.float32 if name == "mfcc" else request.dtype for name in values}
-    return {name: value.astype(dtypes[name]) for name, value in values.items()}, pooled
+    return {name: _stored(value, name, request) for name, value in values.items()}, pooled
+
+
+def _stored(values: Array, name: str, request: Request) -> Array:
+    """Frames in the type that is kept."""
+    if name == "mfcc":
+        return values  # up to several hundred, where float16 would keep two digits
+    if request.dtype == "int8":
+        steps = values / request.scales[request.captures.index(name)]
+        return jnp.clip(jnp.round(steps), -127, 127).astype(jnp.int8)
+    return values.astype(request.dtype)
 
 
 def _check_shapes(encoder: Encoder, request: Request, bucket: Bucket, inputs: Any) -> None:

@@ -169,6 +169,11 @@ class GCUEncoder:
     architecture: str = "gcu"
 
     @property
+    def bounds(self) -> dict[str, float]:
+        """Largest absolute value of each capture point: products of tanh and sigmoid, and sums."""
+        return {"gate": 1.0, "skip": 1.0, "residual": 1.0 + len(self.layer_names)}
+
+    @property
     def layers(self) -> int:
         """Blocks."""
         return len(self.layer_names)

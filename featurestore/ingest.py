@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from featurestore.batching import Bucket
+from featurestore.certificate import certify
 from featurestore.encoder import Encoder
 from featurestore.errors import StoreError
-from featurestore.pipeline import Clock, Work, rows_of, run_egemaps, run_network
-from featurestore.planning import IngestPlan, Job, Skipped, plan_ingest
+from featurestore.extract import Request
+from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
+from featurestore.planning import IngestPlan, Job, Skipped, plan_ingest, store_version
 from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig
-from featurestore.store.ledger import create_store, create_view, writing
+from featurestore.storage import Place
+from featurestore.storage.locks import Owner
+from featurestore.store.ledger import Part, create_view
+from featurestore.store.records import create_store
+from featurestore.store.rewrite import drop_utterances
 from featurestore.store.rows import read_rows, write_rows
-from featurestore.store.writer import PartWriter, finish_part
+from featurestore.store.tombstones import readmit as take_back
+from featurestore.store.writer import Origin, PartWriter, finish_part
 from featurestore.types import VIEWS, FrameDtype
 from featurestore.weights import Weights
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _VERSIONED = (
     "featurestore",
@@ -52,10 +65,11 @@ class IngestSummary:
         seconds: wall-clock time of the whole run.
         stages: busy seconds per stage, summed over the threads and processes that share it.
         skipped: what could not be read, and why.
+        stopped: whether it was asked to stop before the end; the same ingest goes on from there.
         plan: what was planned.
     """
 
-    store: Path
+    store: str
     views: tuple[str, ...]
     utterances: int
     hours: float
@@ -63,6 +77,7 @@ class IngestSummary:
     seconds: float
     stages: dict[str, float]
     skipped: tuple[Skipped, ...]
+    stopped: bool
     plan: IngestPlan = field(repr=False)
 
     @property
@@ -74,14 +89,14 @@ class IngestSummary:
         """Plain values, for JSON."""
         return {
             **{k: v for k, v in vars(self).items() if k != "plan"},
-            "store": str(self.store),
             "times_real_time": self.times_real_time,
             "skipped": [vars(one) for one in self.skipped],
             "plan": self.plan.to_dict(),
         }
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of what makes features, where it is installed."""
     found = {}
     for name in _VERSIONED:
         try:
@@ -91,9 +106,34 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def origin_of(view: str) -> dict[str, Any]:
+    """How rows of a view that are finished now were made."""
+    if view == "egemaps":
+        device = f"cpu: {processor()}"
+    else:
+        import jax
+
+        found = jax.devices()[0]
+        name = processor() if found.platform == "cpu" else found.device_kind
+        device = f"{found.platform}: {name}"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return asdict(Origin(library_versions(), device, now))
+
+
 def ingest(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    store: str | os.PathLike[str],
+    store: str | os.PathLike[str] | Place,
     *,
     encoder: Encoder | Weights | str | Path | None = "default",
     views: str | Sequence[str] = VIEWS,
@@ -102,6 +142,9 @@ def ingest(
     dtype: FrameDtype = "float16",
     variant: str | None = None,
     config: IngestConfig | None = None,
+    replace: bool = False,
+    readmit: bool = False,
+    client: Client | None = None,
     progress: bool | None = None,
 ) -> IngestSummary:
     """Extract features of every utterance into a store.
@@ -112,16 +155,19 @@ def ingest(
 
     Args:
         manifest: a table as from `read_corpus`, or the path of one.
-        store: folder of the store, new or not.
+        store: folder or URL (`s3://bucket/prefix`) of the store, new or not.
         encoder: the network, or what `load_encoder` takes; used where its view is wanted.
         views: any of `network` (activations; the encoder's kind, such as `gcu`, will do too),
             `mfcc`, `egemaps`.
         captures: any of the encoder's capture points, for the GCU network `gate`, `skip`,
             `residual`; None takes its first one.
         frames: whether to keep every frame, besides pooled statistics.
-        dtype: of the frames kept, `float16` or `float32`.
+        dtype: of the frames kept, `float16`, `float32`, or `int8` for an archive.
         variant: MFCC variant instead of the one that the weights were trained with.
         config: all of the above but `encoder` and `variant`, and more, in one object instead.
+        replace: whether stored utterances whose audio has changed are made again.
+        readmit: whether speakers and utterances that were forgotten may come back.
+        client: of a dask cluster whose workers do the work; without one this process does.
         progress: whether to show bars; None shows them on a terminal.
 
     Raises:
@@ -136,9 +182,16 @@ def ingest(
         chosen = None if captures is None else _several(captures)
         config = IngestConfig(_several(views), chosen, frames, dtype)
     plan = plan_ingest(
-        manifest, store, encoder=encoder, config=config, variant=variant, progress=progress
+        manifest,
+        store,
+        encoder=encoder,
+        config=config,
+        variant=variant,
+        replace=replace,
+        readmit=readmit,
+        progress=progress,
     )
-    return run_plan(plan, progress=progress, began=began)
+    return run_plan(plan, client=client, progress=progress, began=began)
 
 
 def _several(names: Any) -> Any:
@@ -147,30 +200,47 @@ def _several(names: Any) -> Any:
 
 
 def run_plan(
-    plan: IngestPlan, *, progress: bool | None = None, began: float | None = None
+    plan: IngestPlan,
+    *,
+    client: Client | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: bool | None = None,
+    began: float | None = None,
 ) -> IngestSummary:
     """Do what `plan_ingest` planned.
 
     Args:
         plan: what to do.
+        client: of a dask cluster whose workers do the work; without one this process does.
+        stopped: asked before every column whether to end after those begun.
         progress: whether to show bars; None shows them on a terminal.
         began: `time.perf_counter()` from which the run counts; now by default.
 
     Raises:
         StoreError: a full disk, or another process that is writing to the store.
-        FeatureStoreError: an openSMILE process was killed.
+        FeatureStoreError: an openSMILE process or a worker was killed.
     """
     began = time.perf_counter() if began is None else began
-    run = _Run(plan, _versions(), Clock(), progress)
+    clock = Clock()
     try:
-        create_store(plan.store)
-        with writing(plan.store):
+        create_store(plan.setup.root)
+        with plan.setup.root.locked() as owner:
+            if store_version(plan.setup) != plan.seen:
+                raise StoreError(
+                    f"{plan.store} has changed since this plan was made: another process wrote to "
+                    "it. Run the same ingest again"
+                )
+            run = _Run(plan, owner, clock, stopped, client, progress)
             run.begin()
             for job in plan.jobs:
-                for hearing, buckets in zip(plan.setup.hearings, plan.buckets, strict=True):
-                    run.network(job, hearing, buckets)
-                run.egemaps(job)
-            added, set_aside = _finish(plan)
+                run.job(job)
+            added, set_aside = _finish(run)
+            ended_early = stopped() and any(
+                len(part.committed_columns()) < len(job.plan.columns)
+                for job in plan.jobs
+                for part, _ in job.parts.values()
+                if part.begun
+            )
     except OSError as error:
         raise StoreError(
             f"writing to {plan.store} failed: {error.strerror or error}. What is written is safe; "
@@ -183,8 +253,9 @@ def run_plan(
         hours=math.fsum(added.values()) / 3600,
         relabelled=plan.relabelled,
         seconds=time.perf_counter() - began,
-        stages=run.clock.seconds,
+        stages=clock.seconds,
         skipped=(*plan.skipped, *set_aside),
+        stopped=ended_early,
         plan=plan,
     )
 
@@ -194,64 +265,120 @@ class _Run:
     """What all jobs of a run share."""
 
     plan: IngestPlan
-    versions: dict[str, str]
+    owner: Owner
     clock: Clock
+    stopped: Callable[[], bool]
+    client: Client | None
     progress: bool | None
 
     def begin(self) -> None:
         """Put on disk what will be done, before any of it is."""
         setup = self.plan.setup
+        for view in setup.views.values():
+            create_view(setup.root, view.config).sweep()
+        if self.plan.readmit:
+            take_back(setup.root, self.plan.rows)
         if not self.plan.rows.equals(read_rows(setup.root)):
             write_rows(setup.root, self.plan.rows)
-        for view in setup.views.values():
-            create_view(setup.root, view.config, self.versions)
+        if self.plan.replaced:
+            for view in setup.views.values():
+                drop_utterances(view, self.plan.replaced, self.plan.rows)
         for job in self.plan.jobs:
             for part, _ in job.parts.values():
-                part.begin(job.plan, list(job.rows["id"]), job.frames)
+                part.begin(job.plan, job.rows["id"].to_numpy(object), job.frames)
+
+    def commit(self, part: Part, record: Mapping[str, Any]) -> None:
+        """Put a column's record into the ledger."""
+        self.owner.check()
+        part.commit(dict(record))
+
+    def job(self, job: Job) -> None:
+        """Make the columns that some view still misses."""
+        for hearing in self.plan.setup.hearings:
+            if job.missing(hearing.kinds):
+                with self._bar("Encoding", job, hearing.kinds) as tick:
+                    self._network(job, hearing, tick)
+        if job.missing(("egemaps",)):
+            with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
+                self._egemaps(job, tick)
 
     def _work(self, job: Job, kinds: Sequence[str], tick: Any) -> Work:
         parts = [job.parts[kind] for kind in kinds if kind in job.parts]
         return Work(
             columns=job.columns(kinds),
-            rows=rows_of(job.rows),
+            rows=Rows(job.rows),
             frames=job.frames,
-            writers=[(PartWriter(part, job.plan), missing) for part, missing in parts],
+            writers=[(PartWriter(part, job.plan.layout), missing) for part, missing in parts],
             frame_period_s=self.plan.setup.frame_period_s(kinds[0]),
-            versions=self.versions,
+            origin=lambda: origin_of(kinds[0]),
+            before_writing=self.owner.check,
+            commit=self.commit,
             clock=self.clock,
             tick=tick,
+            stopped=self.stopped,
         )
 
-    def network(self, job: Job, hearing: Hearing, buckets: Sequence[Bucket]) -> None:
-        """Make the job's columns of the views that share a front end."""
-        from featurestore.extract import Request
-
+    def _network(self, job: Job, hearing: Hearing, tick: Any) -> None:
         setup = self.plan.setup
-        if not job.missing(hearing.kinds):
+        buckets = job.buckets(setup.batching(hearing))
+        networks = [kind for kind in hearing.kinds if kind != "mfcc" and kind in job.parts]
+        # Views that were begun together stay together: another program may give other last bits.
+        request = Request(
+            captures=(setup.config.captures or ()) if networks else (),
+            mfcc="mfcc" in hearing.kinds and "mfcc" in job.parts,
+            frames=setup.config.frames,
+            dtype=setup.config.dtype,
+            scales=next((setup.views[kind].config.scales for kind in networks), ()),
+        )
+        if self.client is not None:
+            self._distributed(job, hearing.kinds, tick, request, hearing, buckets)
             return
-        networks = [kind for kind in hearing.kinds if kind != "mfcc"]
-        with self._bar("Encoding", job, hearing.kinds) as tick:
-            run_network(
-                self._work(job, hearing.kinds, tick),
-                encoder=setup.encoder,
-                request=Request(
-                    captures=(setup.config.captures or ()) if job.missing(networks) else (),
-                    mfcc="mfcc" in hearing.kinds and bool(job.missing(("mfcc",))),
-                    frames=setup.config.frames,
-                    dtype=setup.config.dtype,
-                ),
-                front_end=hearing.front_end,
-                buckets=buckets,
-                decoders=setup.config.workers,
-            )
+        run_network(
+            self._work(job, hearing.kinds, tick),
+            encoder=setup.encoder,
+            request=request,
+            front_end=hearing.front_end,
+            buckets=buckets,
+            decoders=setup.config.workers,
+        )
 
-    def egemaps(self, job: Job) -> None:
-        """Make the job's columns of `egemaps`."""
-        if job.missing(("egemaps",)):
-            with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
-                run_egemaps(
-                    self._work(job, ("egemaps",), tick), workers=self.plan.setup.config.workers
-                )
+    def _egemaps(self, job: Job, tick: Any) -> None:
+        if self.client is not None:
+            self._distributed(job, ("egemaps",), tick, None, None, ())
+            return
+        run_egemaps(self._work(job, ("egemaps",), tick), workers=self.plan.setup.config.workers)
+
+    def _distributed(
+        self,
+        job: Job,
+        kinds: Sequence[str],
+        tick: Any,
+        request: Request | None,
+        hearing: Hearing | None,
+        buckets: Sequence[Bucket],
+    ) -> None:
+        """The same columns by the workers of a cluster."""
+        from featurestore.distribution import Columns, run_on_cluster
+
+        work = self._work(job, kinds, tick)
+        assert self.client is not None
+        run_on_cluster(
+            self.client,
+            work,
+            Columns(
+                root=self.plan.setup.root,
+                token=self.owner.token,
+                parts=tuple(
+                    (job.parts[kind][0], job.plan.layout) for kind in kinds if kind in job.parts
+                ),
+                request=request,
+                front_end=hearing.front_end if hearing else None,
+                buckets=tuple(buckets),
+                frame_period_s=work.frame_period_s,
+            ),
+            rows=job.rows,
+            encoder=self.plan.setup.encoder if request and request.captures else None,
+        )
 
     def _bar(self, title: str, job: Job, kinds: Sequence[str]) -> Any:
         period = self.plan.setup.frame_period_s(kinds[0])
@@ -266,20 +393,26 @@ class _Run:
         )
 
 
-def _finish(plan: IngestPlan) -> tuple[dict[str, float], list[Skipped]]:
-    """Write the utterance tables; seconds of audio by utterance added, and what was set aside."""
+def _finish(run: _Run) -> tuple[dict[str, float], list[Skipped]]:
+    """Complete the parts that can be; seconds by utterance added, and what was set aside."""
+    plan = run.plan
     added: dict[str, float] = {}
     aside: dict[tuple[str, str], list[str]] = {}
     paths: dict[str, str] = {}
     for job in plan.jobs:
         paths.update(zip(job.rows["id"], job.rows["path"], strict=True))
         for kind, (part, missing) in job.parts.items():
-            for index, record in part.committed().items():
+            records = part.committed()
+            for index, record in records.items():
                 if index in missing:
                     added.update({u["id"]: u["duration_s"] for u in record["utterances"]})
                 for one in record["set_aside"]:
                     aside.setdefault((one["id"], one["reason"]), []).append(kind)
-            finish_part(part, job.rows, job.plan)
+            if len(records) == len(job.plan.columns):
+                run.owner.check()
+                finish_part(
+                    part, job.rows, job.plan, certificate=certify(plan.setup, part, job.rows)
+                )
     skipped = [
         Skipped(id, paths[id], tuple(kinds), reason) for (id, reason), kinds in aside.items()
     ]

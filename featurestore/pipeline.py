@@ -8,13 +8,14 @@ grow with the corpus.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,11 @@ from featurestore.batching import Batch, Bucket, batches
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import AudioError
 from featurestore.extract import Extracted, Request, collect, compile_program, dispatch
+from featurestore.storage.place import file_stamp
+from featurestore.store.ledger import Part
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
-from featurestore.survey import samples_for, segment
+from featurestore.survey import samples_for
 
 _BATCHES_AHEAD = 3  # decoded before the device asks for them
 
@@ -67,19 +70,25 @@ class Work:
         frames: frames of each row.
         writers: the column's arrays in each view, with the columns each one still misses.
         frame_period_s: seconds between those frames.
-        versions: of the libraries, for the ledger.
+        origin: how rows are made, for the ledger; asked when a column is finished.
+        before_writing: raises if this process may not write any more.
+        commit: puts a finished column's record into the ledger.
         clock: where time goes.
         tick: called with the seconds of audio done, set aside or not.
+        stopped: whether no further column is to be begun.
     """
 
     columns: Sequence[Column]
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     frames: np.ndarray
     writers: Sequence[tuple[PartWriter, frozenset[int]]]
     frame_period_s: float
-    versions: Mapping[str, str]
+    origin: Callable[[], Mapping[str, Any]]
+    before_writing: Callable[[], None]
+    commit: Callable[[Part, dict[str, Any]], None]
     clock: Clock
     tick: Callable[[float], None]
+    stopped: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -107,6 +116,7 @@ class _OpenColumn:
         frames: int,
         duration_s: float,
         sha256: str,
+        stamp: str,
     ) -> None:
         """Put one utterance behind the last one; what could not be read leaves no gap."""
         slot = len(self.utterances)
@@ -127,6 +137,7 @@ class _OpenColumn:
                 frame_count=frames,
                 duration_s=duration_s,
                 audio_sha256=sha256,
+                audio_stamp=stamp,
             )
         )
         self.cursor += frames
@@ -169,13 +180,15 @@ class _ColumnWriter:
         column.allocate()
         with self._work.clock("write"):
             for writer, buffers in zip(column.writers, column.buffers, strict=True):
-                writer.write(
+                self._work.before_writing()
+                record = writer.write(
                     column.column,
                     buffers,
                     utterances=column.utterances,
                     set_aside=column.set_aside,
-                    versions=self._work.versions,
+                    origins=[self._work.origin()],
                 )
+                self._work.commit(writer.part, record)
         _return_free_memory()
 
     def close(self) -> None:
@@ -184,7 +197,7 @@ class _ColumnWriter:
 
 def _open(work: Work, column: Column) -> _OpenColumn:
     writers = [writer for writer, missing in work.writers if column.index in missing]
-    return _OpenColumn(column, column.index * writers[0].plan.column_frames, writers)
+    return _OpenColumn(column, column.index * writers[0].layout.column_frames, writers)
 
 
 @contextmanager
@@ -205,14 +218,16 @@ class _Decoded:
     prepared: np.ndarray
     duration_s: float
     sha256: str
+    stamp: str
 
 
 def _decode(
-    row: Mapping[str, Any], frames: int, front_end: AudioFrontEnd, clock: Clock
+    segment: tuple[str, float, float], frames: int, front_end: AudioFrontEnd, clock: Clock
 ) -> _Decoded | str:
-    path, start, end = segment(row)
+    path, start, end = segment
     try:
         with clock("decode"):
+            seen = file_stamp(path)
             clip = read_clip(path, start=start, end=end)
             samples = samples_for(clip, front_end)
             prepared = front_end.prepare(samples)
@@ -221,7 +236,7 @@ def _decode(
         return str(error)
     if found != frames:
         return f"the file changed since the store was begun: {path}"
-    return _Decoded(prepared, len(clip.samples) / clip.rate, clip.sha256)
+    return _Decoded(prepared, len(clip.samples) / clip.rate, clip.sha256, seen)
 
 
 @dataclass
@@ -243,12 +258,16 @@ def _steps(
 ) -> Iterator[_Step]:
     """Batches of all columns in order, each with its decoding already begun."""
     for column in work.columns:
+        if work.stopped():
+            return
         opened = _open(work, column)
-        planned = batches(work.frames[list(column.members)], buckets)
+        planned = batches(work.frames[column.members], buckets)
         for position, batch in enumerate(planned):
-            members = [column.members[i] for i in batch.members]
+            members = [int(column.members[i]) for i in batch.members]
             decoding = [
-                pool.submit(_decode, work.rows[i], int(work.frames[i]), front_end, work.clock)
+                pool.submit(
+                    _decode, work.rows.segment(i), int(work.frames[i]), front_end, work.clock
+                )
                 for i in members
             ]
             yield _Step(
@@ -315,7 +334,7 @@ def run_network(
 
 def _needed(work: Work, buckets: Sequence[Bucket]) -> list[Bucket]:
     """The buckets that some batch of the work falls into."""
-    planned = (batches(work.frames[list(column.members)], buckets) for column in work.columns)
+    planned = (batches(work.frames[column.members], buckets) for column in work.columns)
     return list(dict.fromkeys(batch.bucket for column in planned for batch in column))
 
 
@@ -325,7 +344,7 @@ def _gather(step: _Step, work: Work) -> None:
     for member, future in zip(step.members, step.decoding, strict=True):
         result = future.result()
         if isinstance(result, str):
-            step.column.set_aside.append(SetAside(work.rows[member]["id"], result))
+            step.column.set_aside.append(SetAside(work.rows.id(member), result))
         else:
             kept.append(member)
             step.decoded.append(result)
@@ -342,12 +361,13 @@ def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
     with work.clock("copy"):
         for member, decoded, result in zip(step.members, step.decoded, results, strict=True):
             step.column.append(
-                work.rows[member]["id"],
+                work.rows.id(member),
                 result.frames,
                 result.pooled,
                 frames=int(work.frames[member]),
                 duration_s=decoded.duration_s,
                 sha256=decoded.sha256,
+                stamp=decoded.stamp,
             )
     work.tick(float(work.frames[list(step.all_members)].sum()) * work.frame_period_s)
     if step.last:
@@ -361,33 +381,51 @@ def run_egemaps(work: Work, *, workers: int) -> None:
         work: what to make and where to put it.
         workers: processes.
     """
-    segments = [segment(work.rows[i]) for column in work.columns for i in column.members]
+    segments = (work.rows.segment(int(i)) for column in work.columns for i in column.members)
     results = egemaps.functionals_of_many(segments, workers=workers)
-    with _column_writer(work) as writer:
+    with _column_writer(work) as writer, closing(results):
         for column in work.columns:
+            if work.stopped():
+                return
             opened = _open(work, column)
             opened.allocate()
             for member in column.members:
-                row = work.rows[member]
                 with work.clock("eGeMAPS"):
                     result = next(results)
                 work.tick(float(work.frames[member]) * work.frame_period_s)
                 if isinstance(result, str):
-                    opened.set_aside.append(SetAside(row["id"], result))
+                    opened.set_aside.append(SetAside(work.rows.id(member), result))
                     continue
-                values, duration, sha256 = result
+                values, duration, sha256, seen = result
                 opened.append(
-                    row["id"],
+                    work.rows.id(member),
                     {},
                     {"features": values},
                     frames=0,
                     duration_s=duration,
                     sha256=sha256,
+                    stamp=seen,
                 )
             writer.submit(opened)
 
 
-def rows_of(manifest: pd.DataFrame) -> list[dict[str, Any]]:
-    """What decoding needs of each manifest row."""
-    wanted = [name for name in ("id", "path", "start", "end") if name in manifest]
-    return manifest[wanted].to_dict("records")
+class Rows:
+    """What decoding needs of manifest rows."""
+
+    def __init__(self, manifest: pd.DataFrame) -> None:
+        """A view of the table's columns."""
+        self._ids = manifest["id"].to_numpy(object)
+        self._paths = manifest["path"].to_numpy(object)
+        self._edges = [
+            manifest[name].to_numpy(float) if name in manifest else None
+            for name in ("start", "end")
+        ]
+
+    def id(self, row: int) -> str:
+        """The utterance."""
+        return str(self._ids[row])
+
+    def segment(self, row: int) -> tuple[str, float, float]:
+        """Path, start and end (seconds; NaN where open)."""
+        start, end = (math.nan if edge is None else float(edge[row]) for edge in self._edges)
+        return str(self._paths[row]), start, end

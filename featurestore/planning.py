@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featurestore.batching import Batch, Bucket, batches, choose_buckets, padding_waste
+from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets
 from featurestore.corpus import read_manifest, validate_manifest
 from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import StoreError
+from featurestore.holdings import Holdings, changed_audio, holdings
 from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig, Setup, set_up
-from featurestore.store.ledger import Part, View
+from featurestore.storage import Place, as_place
+from featurestore.store.ledger import Part
 from featurestore.store.plan import Column, PartPlan, plan_part
-from featurestore.store.rows import merge_rows, moved_files, moved_segments, read_rows
+from featurestore.store.rows import merge_rows, read_rows, rows_version
 from featurestore.store.schema import stored_bytes
-from featurestore.survey import Measured, measure, read_headers
+from featurestore.store.tombstones import read_tombstones
+from featurestore.survey import Headers, Measured, measure, read_headers
 from featurestore.weights import Weights
 
 
@@ -52,6 +54,14 @@ class Job:
     frames: np.ndarray
     parts: dict[str, tuple[Part, frozenset[int]]]
 
+    def buckets(self, policy: BatchPolicy) -> tuple[Bucket, ...]:
+        """Shapes to run: those that suit the whole part, whatever of it is missing.
+
+        The last bits of a sum depend on the shape it is computed in, and a resumed part has to be
+        what an uninterrupted one would have been.
+        """
+        return choose_buckets(self.frames, policy)
+
     def missing(self, kinds: Sequence[str]) -> frozenset[int]:
         """Columns that at least one of these views misses."""
         found = (columns for kind, (_, columns) in self.parts.items() if kind in kinds)
@@ -64,10 +74,11 @@ class Job:
 
     def members(self, kinds: Sequence[str]) -> np.ndarray:
         """Rows in those columns."""
-        return np.array([i for column in self.columns(kinds) for i in column.members], int)
+        held = [column.members for column in self.columns(kinds)]
+        return np.concatenate(held) if held else np.array([], np.int64)
 
 
-_INTERNAL = ("setup", "rows", "jobs", "buckets")
+_INTERNAL = ("seen", "setup", "rows", "jobs")
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,14 @@ class IngestPlan:
         padding_waste: share of computed frames that are padding, 0 to 1.
         compilations: programs that are compiled, one per bucket and set of views.
         relabelled: stored utterances whose speaker, text or labels the manifest changes.
+        replaced: stored utterances whose audio is another one now, and is ingested anew.
+        forgotten: rows of the manifest that are left out, since they were forgotten on request.
+        readmit: whether the marks of forgotten rows are taken back.
         skipped: what cannot be read, as far as headers tell.
+        seen: version of the store that this was worked out for.
     """
 
-    store: Path
+    store: str
     views: tuple[str, ...]
     corpus_utterances: int
     utterances: int
@@ -102,66 +117,43 @@ class IngestPlan:
     padding_waste: float
     compilations: int
     relabelled: int
+    replaced: tuple[str, ...]
+    forgotten: int
+    readmit: bool
     skipped: tuple[Skipped, ...]
+    seen: str = field(repr=False)
     setup: Setup = field(repr=False)
     rows: pd.DataFrame = field(repr=False)
     jobs: tuple[Job, ...] = field(repr=False)
-    buckets: tuple[tuple[Bucket, ...], ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         public = {k: v for k, v in vars(self).items() if k not in _INTERNAL}
-        return {
-            **public,
-            "store": str(self.store),
-            "skipped": [vars(one) for one in self.skipped],
-        }
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What a view has already: utterances that are whole, with seconds, and parts begun."""
-
-    seconds: dict[str, float]
-    begun: tuple[tuple[Part, PartPlan, list[str], np.ndarray], ...]
-
-    @property
-    def taken(self) -> frozenset[str]:
-        """Utterances that need no new plan."""
-        return frozenset(self.seconds).union(*(ids for _, _, ids, _ in self.begun))
-
-
-def _held(view: View) -> _Held:
-    seconds: dict[str, float] = {}
-    begun = []
-    for part in view.parts():
-        plan, ids, frames = part.planned()
-        records = part.committed()
-        for record in records.values():
-            seconds.update({row["id"]: row["duration_s"] for row in record["utterances"]})
-        # A part that lost a record is made whole again, although it was complete once.
-        if not part.complete or len(records) < len(plan.columns):
-            begun.append((part, plan, ids, frames))
-    return _Held(seconds, tuple(begun))
+        return {**public, "skipped": [vars(one) for one in self.skipped]}
 
 
 def plan_ingest(
     manifest: pd.DataFrame | str | os.PathLike[str],
-    store: str | os.PathLike[str],
+    store: str | os.PathLike[str] | Place,
     *,
     encoder: Encoder | Weights | str | Path | None = None,
     config: IngestConfig | None = None,
     variant: str | None = None,
+    replace: bool = False,
+    readmit: bool = False,
     progress: bool | None = None,
 ) -> IngestPlan:
     """What `ingest` would do; writes nothing.
 
     Args:
-        manifest: a table as from `read_corpus`, or the path of one.
-        store: folder of the store, new or not.
+        manifest: a table as from `read_corpus`, or the path or URL of one.
+        store: folder or URL of the store, new or not.
         encoder: the network or what `load_encoder` takes, if its view is wanted.
         config: how features are made.
         variant: MFCC variant instead of the encoder's own.
+        replace: whether stored utterances whose audio has changed are made again, instead of
+            refused.
+        readmit: whether speakers and utterances that were forgotten may come back.
         progress: whether to show a bar; None shows one on a terminal.
 
     Raises:
@@ -177,44 +169,52 @@ def plan_ingest(
         encoder = load_encoder(encoder)
     else:
         encoder = None
-    setup = set_up(Path(store), encoder, config, variant)
-    held = {kind: _held(view) for kind, view in setup.views.items()}
+    setup = set_up(as_place(store), encoder, config, variant)
+    seen = store_version(setup)
+    forgotten = np.zeros(len(table), bool)
+    if not readmit:
+        forgotten = read_tombstones(setup.root).matches(table)
+        table = table[~forgotten].reset_index(drop=True)
+    held = {kind: holdings(view) for kind, view in setup.views.items()}
     stored = read_rows(setup.root)
-    _check_same_audio(stored, table, held)
+    replaced = changed_audio(stored, table, held.values())
+    if replaced and not replace:
+        raise StoreError(_other_audio(replaced))
+    held = {kind: one.without(replaced) for kind, one in held.items()}
     rows, changed = merge_rows(stored, table)
     known = frozenset.intersection(*(one.taken for one in held.values()))
-    unknown = table[~table["id"].isin(known)]
+    unknown = table[~table["id"].isin(known)].reset_index(drop=True)
     with progress_bar("Reading headers", len(unknown), unit="files", show=progress) as tick:
-        headers, problems = read_headers(unknown, tick)
-    measured = {
-        end: {id: measure(header, end) for id, header in headers.items()}
-        for end in {*map(setup.front_end, setup.views)}
+        headers = read_headers(unknown, tick)
+    measured = {end: measure(headers, end) for end in {*map(setup.front_end, setup.views)}}
+    jobs = _jobs(setup, held, rows, unknown, headers, measured)
+    skipped = _skipped(setup, unknown, held, headers, measured)
+    facts = {
+        "corpus_utterances": len(table),
+        "relabelled": len(changed),
+        "replaced": tuple(sorted(replaced)),
+        "forgotten": int(forgotten.sum()),
+        "readmit": readmit,
+        "seen": seen,
     }
-    jobs = _jobs(setup, held, rows, table, measured)
-    skipped = _skipped(setup, table, held, measured, problems)
-    plan = _describe(setup, table, rows, jobs, skipped, len(changed))
+    plan = _describe(setup, rows, jobs, skipped, facts)
     _check_room(plan)
     return plan
 
 
-def _check_same_audio(stored: pd.DataFrame, table: pd.DataFrame, held: dict[str, _Held]) -> None:
-    """Refuse ids that stand for one sound in the store and for another in the manifest."""
-    taken = frozenset[str]().union(*(one.taken for one in held.values()))
-    moved = moved_segments(stored, table, taken)
-    if moved:
-        raise StoreError(
-            f"utterance '{moved[0]}' is stored as another segment of its file ({len(moved)} such "
-            "utterances); give new segments ids of their own, or use a new store"
-        )
-    seconds = {id: value for one in held.values() for id, value in one.seconds.items()}
-    elsewhere = table[table["id"].isin(moved_files(stored, table, frozenset(seconds)))]
-    headers, _ = read_headers(elsewhere, lambda amount: None)
-    for id, found in headers.items():
-        if abs(found.duration_s - seconds[id]) > 1e-6:
-            raise StoreError(
-                f"utterance '{id}' is stored from another file: {seconds[id]:.3f} s of audio, in "
-                f"this manifest {found.duration_s:.3f} s; give it another id, or use a new store"
-            )
+def store_version(setup: Setup) -> str:
+    """What changes when another process commits anything to the store."""
+    views = {name: view.version() for name, view in setup.views.items()}
+    return f"{rows_version(setup.root)} {views}"
+
+
+def _other_audio(replaced: dict[str, str]) -> str:
+    id, reason = next(iter(sorted(replaced.items())))
+    return (
+        f"utterance '{id}' is stored {reason} ({len(replaced)} such utterances). Give them ids of "
+        "their own, use a new store, or have them made again (on the command line --replace, in "
+        "Python replace=True)"
+    )
 
 
 def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
@@ -230,152 +230,161 @@ def load_table(manifest: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
 
 def _jobs(
     setup: Setup,
-    held: dict[str, _Held],
+    held: dict[str, Holdings],
     rows: pd.DataFrame,
-    table: pd.DataFrame,
-    measured: dict[AudioFrontEnd | None, dict[str, Measured]],
+    unknown: pd.DataFrame,
+    headers: Headers,
+    measured: dict[AudioFrontEnd | None, Measured],
 ) -> list[Job]:
     """Parts to complete, then one part for what no part has yet; views that agree share them."""
     jobs: dict[str, Job] = {}
-    by_id = rows.set_index("id", drop=False)
+    index = pd.Index(rows["id"])
 
     def add(kind: str, part: Part, plan: PartPlan, ids: Sequence[str], frames: np.ndarray) -> None:
-        todo = frozenset(column.index for column in plan.columns) - frozenset(part.committed())
-        mine = by_id.loc[list(ids)].reset_index(drop=True)
-        job = jobs.setdefault(part.name, Job(plan, mine, frames, {}))
-        job.parts[kind] = (part, todo)
+        todo = frozenset(column.index for column in plan.columns)
+        todo -= frozenset(part.committed_columns())
+        if part.name not in jobs:
+            mine = rows.iloc[index.get_indexer(pd.Index(ids))].reset_index(drop=True)
+            jobs[part.name] = Job(plan, mine, frames, {})
+        jobs[part.name].parts[kind] = (part, todo)
 
+    plans: dict[bytes, tuple[PartPlan, list[str], np.ndarray]] = {}
     for kind, has in held.items():
-        for begun in has.begun:
-            add(kind, *begun)
-        taken, found = has.taken, measured[setup.front_end(kind)]
-        ids = [
-            id
-            for id in table["id"]
-            if id in found and id not in taken and (kind == "egemaps" or not found[id].refusal)
-        ]
-        if ids:
-            frames = np.array([found[id].frames for id in ids], int)
-            plan = plan_part(
-                ids, frames, frames=setup.config.column_frames, width=setup.width(kind)
-            )
+        for part in has.begun:
+            add(kind, part, *part.planned())
+        found = measured[setup.front_end(kind)]
+        wanted = headers.readable & ~unknown["id"].isin(has.taken).to_numpy(bool)
+        if kind != "egemaps":
+            wanted &= found.accepted
+        if wanted.any():
+            key = wanted.tobytes() + found.frames.tobytes() + bytes(str(setup.width(kind)), "ascii")
+            if key not in plans:
+                ids, frames = list(unknown["id"][wanted]), found.frames[wanted]
+                made = plan_part(
+                    ids, frames, frames=setup.config.column_frames, width=setup.width(kind)
+                )
+                plans[key] = made, ids, frames
+            plan, ids, frames = plans[key]
             add(kind, setup.views[kind].part(plan.name), plan, ids, frames)
     return list(jobs.values())
 
 
 def _skipped(
     setup: Setup,
-    table: pd.DataFrame,
-    held: dict[str, _Held],
-    measured: dict[AudioFrontEnd | None, dict[str, Measured]],
-    problems: dict[str, str],
+    unknown: pd.DataFrame,
+    held: dict[str, Holdings],
+    headers: Headers,
+    measured: dict[AudioFrontEnd | None, Measured],
 ) -> tuple[Skipped, ...]:
     found = []
-    for id, path in zip(table["id"], table["path"], strict=True):
-        missing = tuple(kind for kind in held if id not in held[kind].taken)
-        if id in problems:
-            found.append(Skipped(id, path, missing, problems[id]))
-            continue
-        for hearing in setup.hearings:
-            refused = tuple(kind for kind in missing if kind in hearing.kinds)
-            one = measured[hearing.front_end].get(id)
-            if one is not None and one.refusal:
-                found.append(Skipped(id, path, refused, one.refusal))
-    return tuple(skipped for skipped in found if skipped.views)
+
+    def add(position: int, kinds: Sequence[str], reason: str) -> None:
+        id = unknown["id"].iloc[position]
+        missing = tuple(kind for kind in kinds if id not in held[kind].taken)
+        if missing:
+            found.append(Skipped(id, unknown["path"].iloc[position], missing, reason))
+
+    for position, reason in headers.problems.items():
+        add(position, tuple(held), reason)
+    for hearing in setup.hearings:
+        for position, reason in measured[hearing.front_end].refusals.items():
+            add(position, hearing.kinds, reason)
+    order = {id: i for i, id in enumerate(unknown["id"])} if found else {}
+    return tuple(sorted(found, key=lambda one: order[one.id]))
 
 
 def _describe(
     setup: Setup,
-    table: pd.DataFrame,
     rows: pd.DataFrame,
     jobs: Sequence[Job],
     skipped: tuple[Skipped, ...],
-    relabelled: int,
+    facts: dict[str, Any],
 ) -> IngestPlan:
     kinds = tuple(setup.views)
-    todo, seconds, size = _amounts(setup, jobs)
+    amounts = _amounts(setup, rows, jobs)
     batching = [_batching(setup, hearing, jobs) for hearing in setup.hearings]
+    wanted, computed = (sum(getattr(one, n) for one in batching) for n in ("frames", "computed"))
     return IngestPlan(
-        store=setup.root,
+        store=setup.root.url,
         views=tuple(view.name for view in setup.views.values()),
-        corpus_utterances=len(table),
-        utterances=len(seconds),
-        hours=sum(seconds.values()) / 3600,
-        frames=sum(todo.values()),
+        utterances=amounts.utterances,
+        hours=amounts.seconds / 3600,
+        frames=amounts.frames,
         frame_periods_s=tuple(dict.fromkeys(setup.frame_period_s(kind) for kind in kinds)),
         columns=sum(len(job.missing(kinds)) for job in jobs),
-        bytes_to_write=size,
-        padding_waste=padding_waste(
-            [length for one in batching for length in one.lengths],
-            [batch for one in batching for batch in one.planned],
-        ),
+        bytes_to_write=amounts.size,
+        padding_waste=1.0 - wanted / computed if computed else 0.0,
         compilations=sum(one.programs for one in batching),
-        relabelled=relabelled,
         skipped=skipped,
         setup=setup,
         rows=rows,
         jobs=tuple(jobs),
-        buckets=tuple(one.buckets for one in batching),
+        **facts,
     )
 
 
-def _amounts(
-    setup: Setup, jobs: Sequence[Job]
-) -> tuple[dict[tuple[AudioFrontEnd | None, str], int], dict[str, float], int]:
-    """Frames still to make by front end and utterance, their seconds by utterance, and bytes."""
-    todo: dict[tuple[AudioFrontEnd | None, str], int] = {}
-    seconds: dict[str, float] = {}
+@dataclass(frozen=True)
+class _Amounts:
+    """How much there is to do: utterances, seconds of audio, frames of all front ends, bytes."""
+
+    utterances: int
+    seconds: float
+    frames: int
+    size: int
+
+
+def _amounts(setup: Setup, rows: pd.DataFrame, jobs: Sequence[Job]) -> _Amounts:
+    index = pd.Index(rows["id"])
+    seconds = np.zeros(len(rows))
+    frames = {setup.front_end(kind): np.zeros(len(rows), np.int64) for kind in setup.views}
     size = 0
     for job in jobs:
+        places = index.get_indexer(pd.Index(job.rows["id"]))
         for kind, (part, _) in job.parts.items():
-            end, period = setup.front_end(kind), setup.frame_period_s(kind)
             members = job.members((kind,))
-            ids, frames = job.rows["id"].iloc[members], job.frames[members].tolist()
-            todo.update(zip(((end, id) for id in ids), frames, strict=True))
-            seconds.update(zip(ids, (period * count for count in frames), strict=True))
-            for column in job.columns((kind,)):
-                size += stored_bytes(
+            counts = job.frames[members]
+            frames[setup.front_end(kind)][places[members]] = counts
+            seconds[places[members]] = setup.frame_period_s(kind) * counts
+            size += sum(
+                stored_bytes(
                     part.view.config,
                     utterances=len(column.members),
-                    frames=int(job.frames[list(column.members)].sum()),
+                    frames=int(job.frames[column.members].sum()),
                 )
-    return todo, seconds, size
+                for column in job.columns((kind,))
+            )
+    total = sum(int(one.sum()) for one in frames.values())
+    return _Amounts(int(np.count_nonzero(seconds)), float(seconds.sum()), total, size)
 
 
 @dataclass(frozen=True)
 class _Batching:
     """What one front end has to do: frames of its utterances, and how they run together."""
 
-    buckets: tuple[Bucket, ...]
-    lengths: np.ndarray
-    planned: list[Batch]
+    frames: int
+    computed: int
     programs: int
 
 
 def _batching(setup: Setup, hearing: Hearing, jobs: Sequence[Job]) -> _Batching:
-    columns = [(job, column) for job in jobs for column in job.columns(hearing.kinds)]
-    per_column = [job.frames[list(column.members)] for job, column in columns]
-    every = np.concatenate(per_column) if per_column else np.array([], int)
-    buckets = choose_buckets(every, setup.batching(hearing))
-    batched = [batches(frames, buckets) for frames in per_column]
-    programs = {
-        (batch.bucket, tuple(kind for kind in hearing.kinds if job.missing((kind,))))
-        for (job, _), planned in zip(columns, batched, strict=True)
-        for batch in planned
-    }
-    every_batch = [batch for planned in batched for batch in planned]
-    return _Batching(buckets, every, every_batch, len(programs))
+    programs, frames, computed = set(), 0, 0
+    for job in jobs:
+        buckets = job.buckets(setup.batching(hearing))
+        kinds = tuple(kind for kind in hearing.kinds if kind in job.parts)
+        frames += int(job.frames[job.members(hearing.kinds)].sum())
+        for column in job.columns(hearing.kinds):
+            for batch in batches(job.frames[column.members], buckets):
+                programs.add((batch.bucket, kinds))
+                computed += batch.bucket.frames * batch.bucket.rows
+    return _Batching(frames, computed, len(programs))
 
 
 def _check_room(plan: IngestPlan) -> None:
     """Refuse to start what cannot fit on the disk."""
-    folder = plan.store.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if plan.bytes_to_write > free:
+    free = plan.setup.root.free_bytes()
+    if free is not None and plan.bytes_to_write > free:
         raise StoreError(
-            f"the store needs about {plan.bytes_to_write / 1e9:.2f} GB, {folder} has "
-            f"{free / 1e9:.2f} GB free; leave out the frames (frames=False, --no-frames) or "
+            f"the store needs about {plan.bytes_to_write / 1e9:.2f} GB, the disk of {plan.store} "
+            f"has {free / 1e9:.2f} GB free; leave out the frames (frames=False, --no-frames) or "
             "give another folder"
         )

@@ -7,19 +7,21 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import get_args
 
 from featurestore import egemaps
 from featurestore.batching import BatchPolicy
 from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
-from featurestore.store.ledger import View, check_store, is_free
+from featurestore.storage import Place
+from featurestore.store.ledger import View
+from featurestore.store.records import check_store, is_free
 from featurestore.store.schema import ViewConfig
 from featurestore.types import FRAME_PERIOD_S, NETWORK, VIEWS, FrameDtype
 
 
-def _cores() -> int:
+def cores() -> int:
     """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
@@ -39,6 +41,7 @@ class IngestConfig:
         batching: how batches are shaped; None takes what suits the network.
         column_frames: frames per unit of work and shard, or None for what suits the corpus.
         workers: decoding threads and openSMILE processes.
+        certified: utterances of each part that are encoded once more, alone, for its certificate.
     """
 
     views: tuple[str, ...] = VIEWS
@@ -47,7 +50,8 @@ class IngestConfig:
     dtype: FrameDtype = "float16"
     batching: BatchPolicy | None = None
     column_frames: int | None = None
-    workers: int = field(default_factory=_cores)
+    workers: int = field(default_factory=cores)
+    certified: int = 2
 
     def __post_init__(self) -> None:
         """Refuse a type of frames that no view has.
@@ -55,7 +59,7 @@ class IngestConfig:
         Raises:
             FeatureStoreError: an unknown type.
         """
-        _refuse_unknown("frame type", (self.dtype,), ("float16", "float32"))
+        _refuse_unknown("frame type", (self.dtype,), get_args(FrameDtype))
 
     @property
     def wants_network(self) -> bool:
@@ -122,14 +126,14 @@ class Setup:
     """What is to be done how; the same for the plan and the run.
 
     Attributes:
-        root: folder of the store.
+        root: the store.
         config: how features are made, with the names that the encoder gives.
         encoder: the network, if its view is wanted.
         hearings: what the device makes, one after the other.
         views: places and configurations of the views, by kind.
     """
 
-    root: Path
+    root: Place
     config: IngestConfig
     encoder: Encoder | None
     hearings: tuple[Hearing, ...]
@@ -214,7 +218,26 @@ def _view_config(
         units=encoder.units,
         frame_period_s=end.frame_period_s,
         frame_offset_s=end.frame_offset_s,
+        scales=_scales(config, encoder),
     )
+
+
+def _scales(config: IngestConfig, encoder: Encoder) -> tuple[float, ...]:
+    """Step between two values of each capture's int8 frames.
+
+    Raises:
+        FeatureStoreError: int8 frames of activations without known bounds.
+    """
+    if config.dtype != "int8" or not config.frames:
+        return ()
+    bounds = getattr(encoder, "bounds", {})
+    for capture in config.captures or ():
+        if capture not in bounds:
+            raise FeatureStoreError(
+                f"int8 frames need to know how large activations get, and encoder '{encoder.name}' "
+                f"does not say so of '{capture}' (member `bounds`); use float16"
+            )
+    return tuple(bounds[capture] / 127 for capture in config.captures or ())
 
 
 def _source(encoder: Encoder) -> str:
@@ -223,11 +246,13 @@ def _source(encoder: Encoder) -> str:
     return encoder.name if said else f"random:{encoder.name}"
 
 
-def set_up(root: Path, encoder: Encoder | None, config: IngestConfig, variant: str | None) -> Setup:
+def set_up(
+    root: Place, encoder: Encoder | None, config: IngestConfig, variant: str | None
+) -> Setup:
     """The choices made, checked against what is in `root`.
 
     Args:
-        root: folder of the store, new or not.
+        root: the store, new or not.
         encoder: the network, if its view is wanted.
         config: how features are made.
         variant: MFCC variant instead of the encoder's own.

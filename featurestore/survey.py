@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,61 +12,88 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featurestore.audio import Clip, probe_segment, resample, resampled_length
+from featurestore.audio import Clip, probe_segment, read_clip, resample, resampled_length
 from featurestore.encoder import AudioFrontEnd
 from featurestore.errors import AudioError
 from featurestore.frontend import frame_count
+from featurestore.storage.place import file_stamp
 from featurestore.types import SAMPLE_RATE
 
 # Reading headers waits for the disk, so more threads than cores help.
 _THREADS = 16
+_BLOCK = 65_536
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file's header says of an utterance.
+class Headers:
+    """What the headers of utterances say, in their order.
 
     Attributes:
-        rate: Hz.
-        samples: of the utterance at that rate.
+        rates: (utterance,) Hz; 0 where the file cannot be read.
+        samples: (utterance,) of the utterance at that rate.
+        problems: why a file cannot be read, by position.
     """
 
-    rate: int
-    samples: int
+    rates: np.ndarray
+    samples: np.ndarray
+    problems: dict[int, str]
 
     @property
-    def duration_s(self) -> float:
-        """Seconds of audio."""
-        return self.samples / self.rate
+    def readable(self) -> np.ndarray:
+        """(utterance,) whether the file can be read."""
+        return self.rates > 0
+
+    @property
+    def durations_s(self) -> np.ndarray:
+        """(utterance,) seconds of audio."""
+        return self.samples / np.maximum(self.rates, 1)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An utterance as a front end will find it.
+    """Utterances as a front end will find them, in the order of their headers.
 
     Attributes:
-        duration_s: seconds of audio.
-        frames: of that front end; 1 where it refuses.
-        refusal: "" or why the front end cannot take it.
+        frames: (utterance,) of that front end; 1 where it refuses or the file cannot be read.
+        refusals: why the front end cannot take them, by position.
     """
 
-    duration_s: float
-    frames: int
-    refusal: str
+    frames: np.ndarray
+    refusals: dict[int, str]
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """(utterance,) whether the front end takes it."""
+        taken = np.ones(len(self.frames), bool)
+        taken[list(self.refusals)] = False
+        return taken
 
 
-def measure(header: Header, front_end: AudioFrontEnd | None) -> Measured:
-    """Frames that a front end makes of an utterance; those of MFCC at 32 ms without one."""
-    duration = header.duration_s
-    resampled = resampled_length(header.samples, header.rate)
+def measure(headers: Headers, front_end: AudioFrontEnd | None) -> Measured:
+    """Frames that a front end makes of utterances; those of MFCC at 32 ms without one."""
+    # A corpus has far fewer lengths than utterances: every pair is asked for once.
+    sizes = np.stack([headers.rates, headers.samples], axis=1)
+    pairs, place = np.unique(sizes, axis=0, return_inverse=True)
+    found = [_measure_one(int(rate), int(samples), front_end) for rate, samples in pairs]
+    refused = {i: reason for i, (_, reason) in enumerate(found) if reason}
+    place = place.reshape(-1)
+    frames = np.array([count for count, _ in found], np.int64)[place]
+    which = np.flatnonzero(np.isin(place, list(refused)) & headers.readable)
+    return Measured(frames, {int(i): refused[int(place[i])] for i in which})
+
+
+def _measure_one(rate: int, samples: int, front_end: AudioFrontEnd | None) -> tuple[int, str]:
+    if not rate:
+        return 1, ""
+    resampled = resampled_length(samples, rate)
     if front_end is None:
-        return Measured(duration, frame_count(resampled), "")
+        return frame_count(resampled), ""
     try:
-        _check_rate(header.rate, front_end)
-        samples = resampled if front_end.input_rate == SAMPLE_RATE else header.samples
-        return Measured(duration, front_end.frame_count(samples), "")
+        _check_rate(rate, front_end)
+        heard = resampled if front_end.input_rate == SAMPLE_RATE else samples
+        return front_end.frame_count(heard), ""
     except AudioError as error:
-        return Measured(duration, 1, str(error))
+        return 1, str(error)
 
 
 def segment(row: Mapping[str, Any]) -> tuple[str, float, float]:
@@ -94,43 +122,68 @@ def _check_rate(rate: int, front_end: AudioFrontEnd) -> None:
         )
 
 
-def _read_header(row: dict[str, object]) -> Header | str:
-    path, start, end = segment(row)
+def _read_header(path: str, start: float, end: float) -> tuple[int, int] | str:
     try:
         info, count = probe_segment(path, start=start, end=end)
     except AudioError as error:
         return str(error)
-    return Header(info.rate, count)
+    return info.rate, count
 
 
-def read_headers(
-    manifest: pd.DataFrame, tick: Callable[[float], None]
-) -> tuple[dict[str, Header], dict[str, str]]:
+def segments(manifest: pd.DataFrame) -> Iterator[tuple[str, float, float]]:
+    """Path, start and end (seconds; NaN where open) of every row."""
+    open_end = np.full(len(manifest), np.nan)
+    starts, ends = (
+        manifest[name].to_numpy(float) if name in manifest else open_end
+        for name in ("start", "end")
+    )
+    return zip(manifest["path"], starts.tolist(), ends.tolist(), strict=True)
+
+
+def read_headers(manifest: pd.DataFrame, tick: Callable[[float], None]) -> Headers:
     """Read every header.
 
     Args:
         manifest: validated rows.
         tick: called with 1 per file.
-
-    Returns:
-        Headers of what can be decoded and reasons for what cannot, both by utterance id.
     """
-    rows = manifest[[c for c in ("path", "start", "end") if c in manifest]].to_dict("records")
-    headers: dict[str, Header] = {}
-    problems: dict[str, str] = {}
+    rates = np.zeros(len(manifest), np.int64)
+    samples = np.zeros(len(manifest), np.int64)
+    problems: dict[int, str] = {}
+    rows = segments(manifest)
+    first = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        for id, result in zip(manifest["id"], pool.map(_read_header, rows), strict=True):
-            if isinstance(result, str):
-                problems[id] = result
-            else:
-                headers[id] = result
-            tick(1)
-    return headers, problems
+        # In blocks: a pool takes everything that it is given into memory at once.
+        while block := list(itertools.islice(rows, _BLOCK)):
+            results = pool.map(_read_header, *zip(*block, strict=True))
+            for position, result in enumerate(results, first):
+                if isinstance(result, str):
+                    problems[position] = result
+                else:
+                    rates[position], samples[position] = result
+                tick(1)
+            first += len(block)
+    return Headers(rates, samples, problems)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """An utterance as a front end will find it.
+
+    Attributes:
+        duration_s: seconds of audio.
+        frames: of that front end; 1 where it refuses.
+        refusal: "" or why the front end cannot take it.
+    """
+
+    duration_s: float
+    frames: int
+    refusal: str
 
 
 def survey(
     manifest: pd.DataFrame, front_end: AudioFrontEnd | None, tick: Callable[[float], None]
-) -> tuple[dict[str, Measured], dict[str, str]]:
+) -> tuple[dict[str, Surveyed], dict[str, str]]:
     """Read every header, and measure it for one front end.
 
     Args:
@@ -141,5 +194,34 @@ def survey(
     Returns:
         Measurements of what can be decoded and reasons for what cannot, both by utterance id.
     """
-    headers, problems = read_headers(manifest, tick)
-    return {id: measure(header, front_end) for id, header in headers.items()}, problems
+    headers = read_headers(manifest, tick)
+    measured = measure(headers, front_end)
+    durations = headers.durations_s
+    found, problems = {}, {}
+    for position, id in enumerate(manifest["id"]):
+        if position in headers.problems:
+            problems[id] = headers.problems[position]
+        else:
+            refusal = measured.refusals.get(position, "")
+            frames = int(measured.frames[position])
+            found[id] = Surveyed(float(durations[position]), frames, refusal)
+    return found, problems
+
+
+def stamps(paths: Sequence[str]) -> list[str]:
+    """What changes when somebody writes a file again; "" where there is none."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(file_stamp, paths))
+
+
+def audio_digests(manifest: pd.DataFrame) -> list[str]:
+    """sha256 of the decoded samples of every row; "" where it cannot be decoded."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_digest, *zip(*segments(manifest), strict=True)))
+
+
+def _digest(path: str, start: float, end: float) -> str:
+    try:
+        return read_clip(path, start=start, end=end).sha256
+    except AudioError:
+        return ""

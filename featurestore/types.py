@@ -15,7 +15,7 @@ RESERVED_KINDS = VIEWS  # what an encoder cannot call its views
 Statistic = Literal["mean", "std", "min", "max"]
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "min", "max")
 
-FrameDtype = Literal["float16", "float32"]
+FrameDtype = Literal["float16", "float32", "int8"]
 
 SAMPLE_RATE = 16_000  # Hz; everything the network hears
 HOP_LENGTH = 512  # samples; 32 ms at 16 kHz

@@ -377,11 +377,11 @@ def test_a_disk_that_fills_up_loses_nothing(
     )
     original, calls = PartWriter.write, []
 
-    def full_at_the_second(self: PartWriter, *args: object, **kwargs: object) -> None:
+    def full_at_the_second(self: PartWriter, *args: object, **kwargs: object) -> object:
         calls.append(1)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
-        original(self, *args, **kwargs)  # type: ignore[arg-type]
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(PartWriter, "write", full_at_the_second)

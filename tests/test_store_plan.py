@@ -32,7 +32,7 @@ def test_every_utterance_has_one_place(lengths: list[int], frames: int | None) -
         assert column.slot_start >= next_slot
         assert column.slot_start % CHUNK_UTTERANCES == 0
         next_slot = column.slot_start + len(column.members)
-    assert next_slot <= plan.slots
+    assert next_slot <= plan.layout.slots
 
 
 @given(lengths_lists, st.randoms(use_true_random=False))

@@ -19,7 +19,9 @@ from synthetic import babble, write_corpus
 import featurestore as fs
 from featurestore.errors import FeatureStoreError, ManifestError, StoreError
 from featurestore.setup import IngestConfig
-from featurestore.store.ledger import writing
+from featurestore.storage import as_place
+from featurestore.store.rows import read_rows
+from featurestore.store.verify import repair
 
 MFCC = IngestConfig(views=("mfcc",), column_frames=4096)
 
@@ -79,7 +81,7 @@ def test_an_id_cannot_come_to_mean_another_recording(
     soundfile.write(tmp_path / "other.wav", babble(2.0), 16_000)
     other = manifest.copy()
     other.loc[3, "path"] = str(tmp_path / "other.wav")
-    with pytest.raises(StoreError, match=r"'u003' is stored from another file"):
+    with pytest.raises(StoreError, match=r"'u003' is stored from other audio than its file"):
         fs.ingest(other, tmp_path / "store", config=MFCC)
     moved = manifest.copy()
     shutil.copy(manifest["path"][3], tmp_path / "moved.wav")
@@ -153,22 +155,36 @@ def test_verify_notices(store: Path, damage: Callable[[Path], None]) -> None:
 def test_a_lost_record_is_made_again_without_doubling_anything(store: Path, original: Path) -> None:
     (record,) = store.glob("views/*/ledger/*/00000.json")
     record.unlink()
-    manifest = pd.read_parquet(original / "manifest.parquet")
+    manifest = read_rows(as_place(original))
     assert fs.ingest(manifest, store, config=MFCC).utterances > 0
     assert fs.verify(store).sound
     pd.testing.assert_frame_equal(table(store), table(original))
 
 
-def test_a_damaged_shard_is_made_again_as_verify_says(store: Path, original: Path) -> None:
-    (shard,) = store.glob("views/*/parts/*/frames/mfcc/c/1/0")
+def _files(store: Path) -> dict[str, bytes]:
+    """Arrays and tables of a store."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in store.glob("views/*/parts/**/*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "damaged", ["frames/mfcc/c/1/0", "pooled/mfcc/zarr.json", "utterances/id/c/0"]
+)
+def test_what_is_damaged_is_made_again_after_a_repair(
+    store: Path, original: Path, damaged: str
+) -> None:
+    (shard,) = store.glob(f"views/*/parts/*/{damaged}")
     shard.unlink()
-    (problem,) = fs.verify(store).problems
-    record = problem.what.partition("remove ")[2].partition(" and run")[0]
-    Path(record).unlink()
-    fs.ingest(pd.read_parquet(original / "manifest.parquet"), store, config=MFCC)
+    found = fs.verify(store)
+    assert all(problem.mendable for problem in found.problems)
+    assert repair(store, found) == 1
+    done = fs.ingest(read_rows(as_place(original)), store, config=MFCC)
+    assert done.plan.columns == len({problem.column for problem in found.problems} - {None})
     assert fs.verify(store).sound
-    whole = original / shard.relative_to(store)
-    assert shard.read_bytes() == whole.read_bytes()
+    assert _files(store) == _files(original)
 
 
 def test_what_a_kill_leaves_behind_is_no_obstacle(manifest: pd.DataFrame, tmp_path: Path) -> None:
@@ -181,8 +197,8 @@ def test_what_a_kill_leaves_behind_is_no_obstacle(manifest: pd.DataFrame, tmp_pa
 def test_one_ingest_at_a_time(manifest: pd.DataFrame, tmp_path: Path) -> None:
     fs.ingest(manifest.iloc[:3], tmp_path / "store", config=MFCC)
     with (
-        writing(tmp_path / "store"),
-        pytest.raises(StoreError, match="another ingest is writing"),
+        as_place(tmp_path / "store").locked(),
+        pytest.raises(StoreError, match=r"another process is writing.*process \d+ on "),
     ):
         fs.ingest(manifest, tmp_path / "store", config=MFCC)
     assert fs.ingest(manifest, tmp_path / "store", config=MFCC).utterances == 3

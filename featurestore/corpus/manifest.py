@@ -4,7 +4,7 @@ A manifest is a `pandas.DataFrame` with one row per utterance and these columns,
 
 ====================  =====================================================================
 `id`                  text; unique, never empty
-`path`                text; absolute path of the audio file
+`path`                text; absolute path or URL (`s3://bucket/a.wav`) of the audio file
 `speaker`             text; "" in every row if the speakers are unknown
 `start`, `end`        float64 seconds; only if some row is a segment of its file. A missing start
                       is the beginning of the file, a missing end its end
@@ -19,6 +19,7 @@ Text columns have dtype `object` and hold Python `str` in every pandas version.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from featurestore.corpus.cells import (
     text_series,
 )
 from featurestore.errors import ManifestError
+from featurestore.storage import is_url
 
 COLUMNS = ("id", "path", "speaker", "start", "end", "text")
 
@@ -84,10 +86,10 @@ def validate_manifest(df: pd.DataFrame, *, source: str = "manifest") -> pd.DataF
 
     Only `path` is required. Missing ids are made from the paths; a missing `speaker` column, or one
     of nothing but "", means that the speakers are unknown; relative paths are taken from the
-    current folder; `duration_s` is dropped. A label column of text is numeric if more than half of
-    its filled cells are numbers; valence, arousal, dominance and activation always are; true and
-    false become 1 and 0. Whether the files exist is not checked here: ingest sets missing ones
-    aside.
+    current folder, URLs stand as they are; `duration_s` is dropped. A label column of text is
+    numeric if more than half of its filled cells are numbers; valence, arousal, dominance and
+    activation always are; true and false become 1 and 0. Whether the files exist is not checked
+    here: ingest sets missing ones aside.
 
     Args:
         df: The table, with `start` and `end` in seconds.
@@ -103,14 +105,14 @@ def validate_manifest(df: pd.DataFrame, *, source: str = "manifest") -> pd.DataF
 
 
 def normalise(
-    df: pd.DataFrame, *, source: str, folder: Path, allow_unknown_speakers: bool
+    df: pd.DataFrame, *, source: str, folder: Path | str, allow_unknown_speakers: bool
 ) -> pd.DataFrame:
     """`validate_manifest` with the folder that relative paths start from.
 
     Args:
         df: The table.
         source: What error messages call it.
-        folder: Where relative paths start.
+        folder: Where relative paths start; a URL is text.
         allow_unknown_speakers: Whether a speaker column of nothing but "" is accepted.
 
     Returns:
@@ -123,8 +125,7 @@ def normalise(
     problems = Problems(source)
     columns: dict[str, pd.Series] = {}
     written = text_column(table["path"], name="path", problems=problems)
-    # An absolute path stands as it is: os.path.join drops the folder before it.
-    paths = [os.path.abspath(os.path.join(folder, path)) for path in written]
+    paths = [_absolute(path, folder) for path in written]
     segments = _segments(table, problems)
     made = "id" not in table
     if made:
@@ -146,6 +147,21 @@ def normalise(
         columns[name] = _label(table[name], name=name, problems=problems)
     problems.raise_any()
     return pd.DataFrame(columns)
+
+
+def _absolute(path: str, folder: Path | str) -> str:
+    """A path as it can be opened from anywhere; URLs and absolute paths stand as they are."""
+    if is_url(path):
+        return path
+    path = path.removeprefix("file://")
+    if not is_url(folder) or os.path.isabs(path):
+        # os.path.join drops the folder before an absolute path.
+        return os.path.abspath(os.path.join(folder, path))
+    scheme, _, place = str(folder).partition("://")
+    bucket, _, prefix = place.partition("/")
+    # The slash keeps what climbs above the bucket inside it, as it does at the root of a disk.
+    key = posixpath.normpath(posixpath.join("/", prefix, path))
+    return f"{scheme}://{bucket}{key}"
 
 
 def _with_checked_header(df: pd.DataFrame, *, source: str) -> pd.DataFrame:
@@ -227,11 +243,11 @@ def _segments(table: pd.DataFrame, problems: Problems) -> tuple[np.ndarray, np.n
 
 
 def _made_ids(
-    paths: list[str], segments: tuple[np.ndarray, np.ndarray] | None, *, folder: Path
+    paths: list[str], segments: tuple[np.ndarray, np.ndarray] | None, *, folder: Path | str
 ) -> list[str]:
     """Ids from paths: the shortest of stem, relative path without suffix, and relative path."""
     files = list(dict.fromkeys(paths))
-    base = os.path.join(os.path.abspath(folder), "")
+    base = f"{folder}/" if is_url(folder) else os.path.join(os.path.abspath(folder), "")
     relative = [path.removeprefix(base) for path in files]
     choices = (
         [os.path.splitext(os.path.basename(path))[0] for path in files],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,9 @@ import pandas as pd
 
 from featurestore.corpus.cells import Problems
 from featurestore.corpus.manifest import label_columns, normalise, validate_manifest
-from featurestore.errors import ManifestError
+from featurestore.errors import ManifestError, StoreError
 from featurestore.files import replacing
+from featurestore.storage import is_url, split_file
 
 Format = Literal["csv", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".parquet": "parquet"}
@@ -23,10 +25,10 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     CSV is comma-separated UTF-8, with or without a byte order mark. Only the empty cell is missing:
     "NA", "None" and "null" are text, and the id "0001" keeps its zeros. Relative paths start at
-    the table's own folder.
+    the table's own folder, also where that is a URL; absolute paths and URLs stand as they are.
 
     Args:
-        path: The table; `.csv` or `.parquet`.
+        path: The table; `.csv` or `.parquet`; a file, or a URL such as `s3://bucket/corpus.csv`.
 
     Returns:
         The manifest, checked and normalised as by `validate_manifest`.
@@ -35,17 +37,14 @@ def read_manifest(path: str | os.PathLike[str]) -> pd.DataFrame:
         ManifestError: if the file cannot be read or the table cannot be used; names rows (counted
             from 1 below the header), columns and values.
     """
-    file = Path(path)
-    kind = _format(file)
-    if not file.is_file():
-        raise ManifestError(
-            f"{file}: there is no such file; give the path of a .csv or .parquet table"
-        )
-    table = _read_csv(file) if kind == "csv" else _read_parquet(file)
+    name = os.fspath(path)
+    kind = _format(name)
+    data = _read(name)
+    table = _read_csv(data, name) if kind == "csv" else _read_parquet(data, name)
     return normalise(
         table,
-        source=str(file),
-        folder=Path(os.path.abspath(file)).parent,
+        source=name,
+        folder=_folder(name),
         allow_unknown_speakers=False,
     )
 
@@ -58,60 +57,90 @@ def write_manifest(df: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
     Args:
         df: The manifest; it is checked and normalised first.
-        path: Where to; `.csv` or `.parquet` decides the format. An existing file is replaced.
+        path: Where to, a file or a URL; `.csv` or `.parquet` decides the format. An existing file
+            is replaced.
 
     Raises:
         ManifestError: if the manifest is not valid, the suffix is another one, or the file cannot
             be written.
     """
-    file = Path(path)
-    kind = _format(file)
+    name = os.fspath(path)
+    kind = _format(name)
     table = validate_manifest(df)
     if not table["speaker"].any():
         table = table.drop(columns="speaker")
     try:
-        with replacing(file) as temporary:
-            if kind == "csv":
-                _write_csv(table, temporary)
-            else:
-                table.to_parquet(temporary, engine="pyarrow", index=False)
-    except OSError as error:
-        raise ManifestError(f"{file}: cannot be written: {error.strerror or error}") from error
+        _write(_csv(table) if kind == "csv" else _parquet(table), name)
+    except (OSError, StoreError) as error:
+        raise ManifestError(f"{name}: cannot be written: {_reason(error)}") from error
 
 
-def _format(file: Path) -> Format:
-    kind = FORMATS.get(file.suffix.lower())
+def _format(name: str) -> Format:
+    suffix = os.path.splitext(name)[1]
+    kind = FORMATS.get(suffix.lower())
     if kind is None:
         raise ManifestError(
-            f"{file}: the suffix {file.suffix!r} is not that of a table; "
+            f"{name}: the suffix {suffix!r} is not that of a table; "
             "manifests are .csv or .parquet files"
         )
     return kind
 
 
-def _read_csv(file: Path) -> pd.DataFrame:
+def _folder(name: str) -> Path | str:
+    """Where the relative paths of a table start."""
+    if is_url(name):
+        return name.rpartition("/")[0]
+    return Path(os.path.abspath(name.removeprefix("file://"))).parent
+
+
+def _read(name: str) -> bytes:
+    try:
+        if not is_url(name) and not os.path.isfile(name.removeprefix("file://")):
+            raise FileNotFoundError
+        place, key = split_file(name)
+        return place.read(key)
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{name}: there is no such file; give the path or URL of a .csv or .parquet table"
+        ) from None
+    except (OSError, StoreError) as error:
+        raise ManifestError(f"{name}: cannot be read: {_reason(error)}") from error
+
+
+def _write(data: bytes, name: str) -> None:
+    if is_url(name):
+        place, key = split_file(name)
+        place.replace(key, data)
+        return
+    with replacing(name.removeprefix("file://")) as temporary:
+        temporary.write_bytes(data)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _read_csv(data: bytes, name: str) -> pd.DataFrame:
     # The csv module rather than pandas.read_csv, which reads rows that are longer than the header
     # as having an index column, shorter ones as having missing cells, and a NUL as the cell's end.
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream, strict=True) if row]
     except UnicodeDecodeError as error:
         raise ManifestError(
-            f"{file}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); "
+            f"{name}: not UTF-8 text (byte 0x{error.object[error.start]:02x}); "
             "save the table as 'CSV UTF-8'"
         ) from error
     except csv.Error as error:
         raise ManifestError(
-            f"{file}: not a CSV table ({error}); quote cells that contain commas or quotes"
+            f"{name}: not a CSV table ({error}); quote cells that contain commas or quotes"
         ) from error
-    except OSError as error:
-        raise ManifestError(f"{file}: cannot be read: {error.strerror or error}") from error
     if not rows:
         raise ManifestError(
-            f"{file}: the file is empty; write a header (path,speaker,...) and a row per utterance"
+            f"{name}: the file is empty; write a header (path,speaker,...) and a row per utterance"
         )
     header, *body = rows
-    problems = Problems(str(file))
+    problems = Problems(name)
     for number, row in enumerate(body):
         if len(row) != len(header):
             problems.add(
@@ -123,7 +152,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
     return pd.DataFrame(body, columns=pd.Index(header, dtype=object), dtype=object)
 
 
-def _write_csv(table: pd.DataFrame, file: Path) -> None:
+def _csv(table: pd.DataFrame) -> bytes:
     table = table.copy()
     for name in label_columns(table):
         # A column without any number would read as empty text.
@@ -132,19 +161,24 @@ def _write_csv(table: pd.DataFrame, file: Path) -> None:
     text = table.select_dtypes(include="object")
     # Minimal quoting leaves a lone carriage return bare, and it would read as the end of the row.
     returns = any("\r" in cell for name in text for cell in text[name])
-    table.to_csv(
-        file,
+    written: str = table.to_csv(
         index=False,
-        encoding="utf-8",
         lineterminator="\n",
         quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
     )
+    return written.encode()
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def _parquet(table: pd.DataFrame) -> bytes:
+    stream = io.BytesIO()
+    table.to_parquet(stream, engine="pyarrow", index=False)
+    return stream.getvalue()
+
+
+def _read_parquet(data: bytes, name: str) -> pd.DataFrame:
     try:
-        return pd.read_parquet(file, engine="pyarrow")
+        return pd.read_parquet(io.BytesIO(data), engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise ManifestError(
-            f"{file}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
+            f"{name}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
         ) from error

@@ -1,195 +1,168 @@
-"""Commit records: what of a part is safely on disk. They lie outside the Zarr tree.
+"""Views and parts: where they are, and what of them is safely there.
 
     views/<view>/view.json
-    views/<view>/ledger/<part>/plan.json, plan.parquet   what the part will hold
+    views/<view>/ledger/<part>/plan.parquet, plan.json   what the part will hold
+    views/<view>/ledger/<part>/replaces.json             which parts it will stand for
     views/<view>/ledger/<part>/00003.json                column 3 is whole
     views/<view>/ledger/<part>/complete.json             the part is whole
+    views/<view>/ledger/<part>/superseded.json           the part is to be removed
 
-Every record appears under its name only when it is whole.
+The records lie outside the Zarr tree. `complete.json` is the only moment at which a part begins to
+count, and where it replaces others they cease to count at that same moment.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from featurestore.errors import StoreError
-from featurestore.files import replacing
+from featurestore.storage import Place
+from featurestore.storage.arrays import PlaceStore, checksum
 from featurestore.store.plan import PartPlan, lay_out
-from featurestore.store.schema import FORMAT, FORMAT_VERSION, ViewConfig
+from featurestore.store.records import read_record, seal, write_record
+from featurestore.store.schema import ViewConfig
 
-
-def _write_json(path: Path, values: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A record.
-
-    Raises:
-        StoreError: a damaged or missing record.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read the store's record {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise StoreError(f"the store's record {path} is not what it should be: a JSON object")
-    return values
-
-
-def create_store(root: Path) -> None:
-    """Make `root` a feature store, or check that it is one of a version that this code reads.
-
-    Raises:
-        StoreError: a file, a folder with other things in it, or a newer format.
-    """
-    mark = root / "featurestore.json"
-    if mark.exists():
-        check_store(root)
-        return
-    if not is_free(root):
-        raise StoreError(
-            f"{root} exists and is not a feature store; give a new folder or an empty one"
-        )
-    _write_json(mark, {"format": FORMAT, "version": FORMAT_VERSION})
-
-
-def is_free(root: Path) -> bool:
-    """Whether a new store can be made there; what a killed run left behind is no matter."""
-    if not root.exists():
-        return True
-    return root.is_dir() and all(entry.name.startswith(".") for entry in root.iterdir())
-
-
-@contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Keep other processes of this machine from writing to the store; released by any death.
-
-    Raises:
-        StoreError: another process is writing.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where this is left to the user
-        yield
-        return
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"another ingest is writing to {root}; wait for it, or use another store"
-            ) from None
-        yield
-
-
-def check_store(root: Path) -> None:
-    """Raise unless `root` is a feature store that this code reads.
-
-    Raises:
-        StoreError: no store, or a newer format.
-    """
-    mark = root / "featurestore.json"
-    if not mark.exists():
-        raise StoreError(
-            f"{root} is not a feature store (it has no featurestore.json); "
-            "'featurestore ingest MANIFEST STORE' makes one"
-        )
-    values = read_json(mark)
-    if values.get("format") != FORMAT or not isinstance(values.get("version"), int):
-        raise StoreError(f"{mark} is not the mark of a feature store")
-    if values["version"] > FORMAT_VERSION:
-        raise StoreError(
-            f"{root} has format version {values['version']}; this featurestore reads up to "
-            f"{FORMAT_VERSION}: install a newer one"
-        )
+_PLAN, _TABLE, _COMPLETE = "plan.json", "plan.parquet", "complete.json"
+_REPLACES, _SUPERSEDED = "replaces.json", "superseded.json"
 
 
 @dataclass(frozen=True)
 class View:
-    """A view's place on disk and its configuration."""
+    """A view's place and its configuration."""
 
-    root: Path
+    place: Place
     config: ViewConfig
 
     @property
     def name(self) -> str:
         """The view's name."""
-        return self.root.name
+        return self.place.name
 
     def part(self, name: str) -> Part:
         """The place of one of its parts."""
         return Part(self, name)
 
+    def folders(self) -> list[Part]:
+        """Whatever has a folder in the ledger, in name order."""
+        return [self.part(name) for name in self.place.names("ledger")]
+
     def parts(self) -> list[Part]:
-        """Parts that were begun, in name order."""
-        folder = self.root / "ledger"
-        if not folder.is_dir():
-            return []
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        return [part for part in map(self.part, names) if part.begun]
+        """Parts that count or will count once an ingest is finished, in name order."""
+        begun = [part for part in self.folders() if part.begun]
+        gone = {part.name for part in self.leftovers()}
+        return [part for part in begun if part.name not in gone]
+
+    def leftovers(self) -> list[Part]:
+        """What an interrupted rewrite has left: its own unfinished part, or those it replaced."""
+        found: dict[str, Part] = {}
+        for part in self.folders():
+            if part.has(_SUPERSEDED):
+                found[part.name] = part
+            if part.has(_REPLACES):
+                if part.complete:
+                    names = read_record(part.ledger, _REPLACES)["parts"]
+                    found.update({name: self.part(name) for name in names})
+                else:
+                    found[part.name] = part
+        return [part for part in found.values() if part.ledger.names() or part.arrays.names()]
+
+    def version(self) -> list[tuple[str, int, bool]]:
+        """What changes with every column and part that is committed or removed."""
+        return [
+            (part.name, len(part.committed_columns()), part.complete) for part in self.folders()
+        ]
+
+    def sweep(self) -> None:
+        """Finish what an interrupted rewrite has left. Only for who holds the store's lock."""
+        for part in self.leftovers():
+            part.remove()
+        for part in self.folders():
+            if part.complete:
+                part.ledger.delete(_REPLACES)
+        self.place.sweep()
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part's place on disk."""
+    """A part's place."""
 
     view: View
     name: str
 
     @property
-    def arrays(self) -> Path:
+    def arrays(self) -> Place:
         """The Zarr group."""
-        return self.view.root / "parts" / f"{self.name}.zarr"
+        return self.view.place / "parts" / f"{self.name}.zarr"
 
     @property
-    def ledger(self) -> Path:
-        """The folder of its records."""
-        return self.view.root / "ledger" / self.name
+    def ledger(self) -> Place:
+        """Its records."""
+        return self.view.place / "ledger" / self.name
+
+    def has(self, key: str) -> bool:
+        """Whether a record is there."""
+        return self.ledger.exists(key)
 
     @property
     def begun(self) -> bool:
-        """Whether its plan is on disk."""
-        return (self.ledger / "plan.json").exists()
+        """Whether its plan is there."""
+        return self.has(_PLAN)
 
     @property
     def complete(self) -> bool:
-        """Whether its final success mark is on disk."""
-        return (self.ledger / "complete.json").exists()
+        """Whether its final success mark is there."""
+        return self.has(_COMPLETE)
 
-    def begin(self, plan: PartPlan, ids: Sequence[str], frames: np.ndarray) -> None:
+    def begin(
+        self,
+        plan: PartPlan,
+        ids: Sequence[str],
+        frames: np.ndarray,
+        *,
+        replaces: Sequence[str] = (),
+    ) -> None:
         """Record what the part will hold, unless that was done before.
 
         Args:
             plan: which utterance goes where.
             ids: utterances that the plan's members index.
             frames: frames of each.
+            replaces: parts that cease to count when this one is complete.
         """
         if self.begun:
             return
-        order = [i for column in plan.columns for i in column.members]
-        columns = [column.index for column in plan.columns for _ in column.members]
-        table = pd.DataFrame(
-            {"id": [ids[i] for i in order], "column": columns, "frame_count": frames[order]}
+        if replaces:
+            write_record(self.ledger, _REPLACES, {"parts": list(replaces)})
+        order = np.concatenate([np.asarray(column.members) for column in plan.columns])
+        columns = np.repeat(
+            [column.index for column in plan.columns], [len(c.members) for c in plan.columns]
         )
-        with replacing(self.ledger / "plan.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+        names = np.asarray(ids, object)
+        table = pd.DataFrame({"id": names[order], "column": columns, "frame_count": frames[order]})
+        data = table.to_parquet(index=False)
+        self.ledger.replace(_TABLE, data)
         values = {
             "name": plan.name,
             "column_frames": plan.column_frames,
             "columns": len(plan.columns),
             "utterances": len(order),
+            "table": [len(data), checksum(data)],
         }
-        _write_json(self.ledger / "plan.json", values)
+        write_record(self.ledger, _PLAN, values)
+
+    def plan_record(self) -> dict[str, Any]:
+        """Name, frames of a column, columns and utterances of the plan.
+
+        Raises:
+            StoreError: a damaged record.
+        """
+        return read_record(self.ledger, _PLAN)
 
     def planned(self) -> tuple[PartPlan, list[str], np.ndarray]:
         """The plan, the utterances that its members index, and the frames of each.
@@ -197,9 +170,12 @@ class Part:
         Raises:
             StoreError: a damaged record.
         """
-        values = read_json(self.ledger / "plan.json")
+        values = self.plan_record()
         try:
-            table = pd.read_parquet(self.ledger / "plan.parquet")
+            data = self.ledger.read(_TABLE)
+            if [len(data), checksum(data)] != values["table"]:
+                raise ValueError("it is not what was written")
+            table = pd.read_parquet(io.BytesIO(data))
             held = table.groupby("column", sort=True).indices
             plan = lay_out(
                 values["name"], int(values["column_frames"]), [held[i] for i in sorted(held)]
@@ -207,12 +183,41 @@ class Part:
             ids, frames = list(table["id"].to_numpy(object)), table["frame_count"].to_numpy(int)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StoreError(f"cannot read the plan in {self.ledger}: {reason}") from None
+            raise StoreError(f"cannot read {self.ledger}/{_TABLE}: {reason}") from None
         return plan, ids, frames
 
-    def commit(self, column: int, record: dict[str, Any]) -> None:
-        """Say that a column is whole. To be called after all of its shards are on disk."""
-        _write_json(self.ledger / f"{column:05d}.json", record)
+    def commit(self, record: dict[str, Any]) -> None:
+        """Say that a column is whole. To be called after all of its objects are safe.
+
+        Raises:
+            StoreError: another process has said so before.
+        """
+        key = f"{record['column']:05d}.json"
+        if not self.ledger.create(key, seal(record)):
+            raise StoreError(
+                f"another process has committed {self.ledger}/{key} meanwhile; it has taken this "
+                "store over, and what both have committed is safe"
+            )
+
+    def uncommit(self, column: int) -> None:
+        """Take a column's record back, so that the next ingest makes it again."""
+        self.ledger.delete(f"{column:05d}.json")
+
+    def committed_columns(self) -> list[int]:
+        """Columns that have a record."""
+        stems = [name.removesuffix(".json") for name in self.ledger.names()]
+        return sorted(int(stem) for stem in stems if stem.isdigit())
+
+    def record(self, column: int) -> dict[str, Any]:
+        """A column's record.
+
+        Raises:
+            StoreError: a damaged record.
+        """
+        found = read_record(self.ledger, f"{column:05d}.json")
+        if found.get("column") != column:
+            raise StoreError(f"{self.ledger}/{column:05d}.json is the record of another column")
+        return found
 
     def committed(self) -> dict[int, dict[str, Any]]:
         """Records of the columns that are whole, by index.
@@ -220,35 +225,60 @@ class Part:
         Raises:
             StoreError: a damaged record.
         """
-        return {
-            int(path.stem): read_json(path)
-            for path in sorted(self.ledger.glob("*.json"))
-            if path.stem.isdigit()
-        }
+        return {column: self.record(column) for column in self.committed_columns()}
 
     def finish(self, values: dict[str, Any]) -> None:
         """Set the final success mark."""
-        _write_json(self.ledger / "complete.json", values)
+        write_record(self.ledger, _COMPLETE, values)
+
+    def completion(self) -> dict[str, Any]:
+        """What the success mark says: utterances, objects besides those of columns, digest.
+
+        Raises:
+            StoreError: a damaged record.
+        """
+        return read_record(self.ledger, _COMPLETE)
+
+    def supersede(self) -> None:
+        """Let the part count no more; `View.sweep` removes it."""
+        write_record(self.ledger, _SUPERSEDED, {})
+
+    def remove(self) -> None:
+        """Remove arrays and records; interrupted, it is still to be removed."""
+        self.arrays.delete_all("")
+        for name in self.ledger.names():
+            if name != _SUPERSEDED:
+                self.ledger.delete(name)
+        self.ledger.delete_all("")
+
+    def reading(self) -> PlaceStore:
+        """Its arrays for reading: what is missing or not as it was written raises."""
+        expected = self.completion()["objects"] if self.complete else {}
+        return PlaceStore(self.arrays, read_only=True, expected=expected)
 
 
-def create_view(root: Path, config: ViewConfig, versions: dict[str, str]) -> View:
+def create_view(root: Place, config: ViewConfig) -> View:
     """The view of this configuration in a store, new or as it was."""
     view = View(root / "views" / config.name, config)
-    if not (view.root / "view.json").exists():
-        _write_json(view.root / "view.json", {**config.to_json(), "versions": versions})
+    if not view.place.exists("view.json"):
+        write_record(view.place, "view.json", config.to_json())
     return view
 
 
-def read_views(root: Path) -> list[View]:
+def read_views(root: Place) -> list[View]:
     """Views of a store, in name order.
 
     Raises:
         StoreError: a damaged record.
     """
-    folder = root / "views"
-    if not folder.is_dir():
-        return []
+    views = root / "views"
     return [
-        View(path.parent, ViewConfig.from_json(read_json(path), source=path))
-        for path in sorted(folder.glob("*/view.json"))
+        View(
+            views / name,
+            ViewConfig.from_json(
+                read_record(views / name, "view.json"), source=f"{views}/{name}/view.json"
+            ),
+        )
+        for name in views.names()
+        if (views / name).exists("view.json")
     ]

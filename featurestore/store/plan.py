@@ -7,10 +7,13 @@ unit of work of one writer, and no utterance straddles two of them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 CHUNK_FRAMES = 4096  # frames in a chunk: 1 MiB of float16 for 128 units
 CHUNK_UTTERANCES = 128  # utterances in a chunk of pooled statistics: 0.94 MiB
@@ -23,22 +26,37 @@ _COLUMN_WIDTH = 15 * 128  # values per frame for which these were measured
 MAX_UTTERANCES = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """One unit of work.
 
     Attributes:
         index: position; the column's frames start at `index * column_frames`.
         slot_start: first row of its utterances in the utterance table and the pooled arrays.
-        members: indices of its utterances in what was planned, shortest first.
+        members: (utterance,) indices of its utterances in what was planned, shortest first.
     """
 
     index: int
     slot_start: int
-    members: tuple[int, ...]
+    members: np.ndarray
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How large a part is; all that a writer of one column has to know of the others.
+
+    Attributes:
+        column_frames: frames of a column, a multiple of `CHUNK_FRAMES`.
+        columns: number of columns.
+        slots: rows of the utterance table; some at the end of each column stay empty.
+    """
+
+    column_frames: int
+    columns: int
+    slots: int
+
+
+@dataclass(frozen=True, eq=False)
 class PartPlan:
     """Where every utterance of a part goes.
 
@@ -53,9 +71,11 @@ class PartPlan:
     columns: tuple[Column, ...]
 
     @property
-    def slots(self) -> int:
-        """Rows of the utterance table; some at the end of each column stay empty."""
-        return sum(_round_up(len(column.members), CHUNK_UTTERANCES) for column in self.columns)
+    def layout(self) -> Layout:
+        """Its size."""
+        last = self.columns[-1]
+        slots = last.slot_start + _round_up(len(last.members), CHUNK_UTTERANCES)
+        return Layout(self.column_frames, len(self.columns), slots)
 
 
 def _round_up(value: int, step: int) -> int:
@@ -66,7 +86,7 @@ def lay_out(name: str, frames: int, members: Sequence[Sequence[int] | np.ndarray
     """A part from the members of each column; every column's rows begin at a chunk's edge."""
     columns, start = [], 0
     for index, held in enumerate(members):
-        columns.append(Column(index, start, tuple(int(i) for i in held)))
+        columns.append(Column(index, start, np.asarray(held, np.int64)))
         start += _round_up(len(held), CHUNK_UTTERANCES)
     return PartPlan(name, frames, tuple(columns))
 
@@ -115,17 +135,28 @@ def plan_part(
     capacity = column_frames(lengths, width=width)
     if frames is not None:
         capacity = _round_up(max(frames, int(lengths.max())), CHUNK_FRAMES)
-    order = sorted(range(len(ids)), key=lambda i: (lengths[i], ids[i]))
-    columns: list[list[int]] = [[]]
-    used = 0
-    for i in order:
-        full = used + lengths[i] > capacity or len(columns[-1]) == MAX_UTTERANCES
-        if columns[-1] and full:
-            columns.append([])
-            used = 0
-        columns[-1].append(i)
-        used += int(lengths[i])
+    order = _shortest_first(ids, lengths)
+    ends = np.cumsum(lengths[order])
+    edges = [0]
+    while edges[-1] < len(order):
+        first = edges[-1]
+        used = ends[first - 1] if first else 0
+        fits = int(np.searchsorted(ends, used + capacity, side="right"))
+        edges.append(min(fits, first + MAX_UTTERANCES))
+    members = [order[a:b] for a, b in itertools.pairwise(edges)]
+    return lay_out(f"part-{_digest(ids, lengths, order, capacity)[:12]}", capacity, members)
+
+
+def _shortest_first(ids: Sequence[str], lengths: np.ndarray) -> np.ndarray:
+    """Order by length, then id; Arrow sorts millions of strings in seconds."""
+    table = pa.table({"length": lengths, "id": pa.array(ids, pa.large_string())})
+    keys = [("length", "ascending"), ("id", "ascending")]
+    return np.asarray(pc.sort_indices(table, sort_keys=keys)).astype(np.int64)
+
+
+def _digest(ids: Sequence[str], lengths: np.ndarray, order: np.ndarray, capacity: int) -> str:
     digest = hashlib.sha256(str(capacity).encode())
-    for i in order:
-        digest.update(f"\0{ids[i]}\0{lengths[i]}".encode())
-    return lay_out(f"part-{digest.hexdigest()[:12]}", capacity, columns)
+    for block in np.array_split(order, max(1, len(order) // 65536)):
+        text = "".join(f"\0{ids[i]}\0{lengths[i]}" for i in block.tolist())
+        digest.update(text.encode())
+    return digest.hexdigest()

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import dask
 import dask.array as da
@@ -18,10 +17,13 @@ import xarray as xr
 import zarr
 
 from featurestore.errors import StoreError
-from featurestore.store.ledger import Part, View, check_store, read_json, read_views
+from featurestore.storage import Place, as_place
+from featurestore.storage.arrays import PlaceStore
+from featurestore.store.ledger import Part, View, read_views
 from featurestore.store.plan import CHUNK_UTTERANCES
+from featurestore.store.records import check_store
 from featurestore.store.rows import read_rows
-from featurestore.store.schema import ViewConfig
+from featurestore.store.schema import MISSING_INT8, ViewConfig
 from featurestore.store.table import MEASURED, read_columns
 from featurestore.types import NETWORK, STATISTICS
 
@@ -43,34 +45,35 @@ class _Extent:
 @dataclass(frozen=True, eq=False)
 class _OpenPart:
     part: Part
+    store: PlaceStore
     table: pd.DataFrame  # one row per utterance, in slot order
     extents: tuple[_Extent, ...]
 
     def array(self, path: str) -> zarr.Array:
-        return zarr.open_array(self.part.arrays / path, mode="r", zarr_format=3)
+        return zarr.open_array(self.store, path=path, mode="r", zarr_format=3)
 
 
 def _open_part(part: Part, rows: pd.DataFrame) -> _OpenPart:
     if not part.complete:
-        done = len(part.committed())
-        planned = read_json(part.ledger / "plan.json").get("columns", "?")
+        done, planned = len(part.committed_columns()), part.plan_record()["columns"]
         raise StoreError(
             f"view {part.view.name} is incomplete: {done} of {planned} columns of {part.name} are "
             "written. Run the same 'featurestore ingest' again to complete it"
         )
-    columns = _measured(part)
+    store = part.reading()
+    columns = _measured(part, store)
     held = np.flatnonzero(columns["id"] != "")
     table = pd.DataFrame({name: values[held] for name, values in columns.items()})
     table = table.join(rows, on="id")
-    frames = int(read_json(part.ledger / "plan.json")["column_frames"])
+    frames = int(part.plan_record()["column_frames"])
     extents = tuple(_extents(held, table, frames)) if "frame_start" in table else ()
-    return _OpenPart(part, table.assign(slot=held), extents)
+    return _OpenPart(part, store, table.assign(slot=held), extents)
 
 
-def _measured(part: Part) -> dict[str, np.ndarray]:
+def _measured(part: Part, store: PlaceStore) -> dict[str, np.ndarray]:
     """What ingest measured of a part's utterances; their labels come from the store's own table."""
     try:
-        columns = read_columns(part, MEASURED)
+        columns = read_columns(store, MEASURED)
         if not {"id", "duration_s", "audio_sha256"} <= set(columns):
             raise ValueError("columns are missing")
     except Exception as error:  # damaged arrays raise whatever their codec does
@@ -118,10 +121,11 @@ class Store:
         path: where it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, place: Place) -> None:
         """Use `open_store`."""
-        self.path = path
-        self._views = {view.name: view for view in read_views(path)}
+        self.place = place
+        self.path = place.url
+        self._views = {view.name: view for view in read_views(place)}
         self._parts: dict[str, tuple[_OpenPart, ...]] = {}
 
     def __repr__(self) -> str:
@@ -168,7 +172,7 @@ class Store:
     @functools.cached_property
     def _rows(self) -> pd.DataFrame:
         """Speaker, text and labels by utterance, as the manifests give them."""
-        return read_rows(self.path).set_index("id")
+        return read_rows(self.place).set_index("id")
 
     def _open(self, view: str) -> tuple[View, tuple[_OpenPart, ...]]:
         found = self._view(view)
@@ -269,11 +273,12 @@ class Store:
         found, parts, capture = self._frames_of(view, capture)
         dims = _frame_dims(found.config)
         axis = dims.index("frame")
+        scale = found.config.scale(capture)
         pieces = []
         for part in parts:
             array = part.array(f"frames/{capture}")
             # A shard is one layer of one column: blocks of whole shards, never a shard twice.
-            lazy = da.from_array(array, chunks=array.shards)
+            lazy = _unpacked(da.from_array(array, chunks=array.shards), scale)
             for extent in part.extents:
                 index: list[slice] = [slice(None)] * len(dims)
                 index[axis] = extent.frames
@@ -314,16 +319,27 @@ class Store:
                     slice(start, start + count) if dim == "frame" else slice(None) for dim in dims
                 )
                 values = np.asarray(part.array(f"frames/{capture}")[index])
+                scale = found.config.scale(capture)
+                values = values if scale is None else unpack(values, scale)
                 times = ("frame", _frame_times(found.config, np.array([id]), np.array([count])))
                 coords = {**_unit_coords(found.config), "time_s": times}
                 return xr.DataArray(values, coords, dims, capture, {**_attrs(found), "id": id})
         raise StoreError(f"view {found.name} has no utterance '{id}'")
 
 
+def unpack(values: np.ndarray, scale: float) -> np.ndarray:
+    """Activations from int8 frames: float32, NaN where there is none."""
+    return np.where(values == MISSING_INT8, np.float32(np.nan), values * np.float32(scale))
+
+
+def _unpacked(lazy: da.Array, scale: float | None) -> da.Array:
+    return lazy if scale is None else da.map_blocks(unpack, lazy, scale, dtype=np.float32)
+
+
 def _table(parts: Sequence[_OpenPart]) -> pd.DataFrame:
     """Utterances of all parts; a text label that only some parts have is "" in the others."""
     table = pd.concat([part.table for part in parts], ignore_index=True)
-    table = table.drop(columns=["slot", "frame_start"], errors="ignore")
+    table = table.drop(columns=["slot", "frame_start", "audio_stamp"], errors="ignore")
     for name in table.columns:
         if not pd.api.types.is_numeric_dtype(table[name]):
             table[name] = table[name].fillna("")
@@ -402,15 +418,15 @@ def _along_frames(
     return da.concatenate(pieces)
 
 
-def open_store(path: str | os.PathLike[str]) -> Store:
+def open_store(path: str | os.PathLike[str] | Place) -> Store:
     """Open a feature store for reading; touches metadata only.
 
     Args:
-        path: the folder that `ingest` wrote.
+        path: the folder or URL that `ingest` wrote to.
 
     Raises:
         StoreError: not a store, or one of a newer format.
     """
-    root = Path(path)
+    root = as_place(path)
     check_store(root)
     return Store(root)

@@ -1,45 +1,73 @@
 """What manifests said about every utterance of a store: one table, shared by all views.
 
-`STORE/manifest.parquet` has one row per utterance that was ever to be ingested: speaker, labels and
-place. It is replaced as a whole, so that correcting labels touches no array and cannot end half
-done.
+`STORE/manifest/NNNNN-CRC.parquet` has one row per utterance that was ever to be ingested: speaker,
+labels and place. A new table is written under the next number and the old one removed, so that
+correcting labels touches no array and cannot end half done; the name says what the bytes must be.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import re
 
 import numpy as np
 import pandas as pd
 
 from featurestore.errors import StoreError
-from featurestore.files import replacing
+from featurestore.storage import Place
+from featurestore.storage.arrays import checksum
 
-_NAME = "manifest.parquet"
+_FOLDER = "manifest"
+_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.parquet")
 _PLACE = ("path", "start", "end")
 
 
-def read_rows(root: Path) -> pd.DataFrame:
+def rows_version(root: Place) -> str:
+    """Name of the current table, which changes with every byte of it; "" before the first one."""
+    names = [name for name in root.names(_FOLDER) if _NAME.fullmatch(name)]
+    return max(names, key=lambda name: int(name.partition("-")[0]), default="")
+
+
+def read_rows(root: Place) -> pd.DataFrame:
     """Every row, text as Python strings ("" where missing) and numbers as float64.
 
     Raises:
         StoreError: a damaged table.
     """
-    path = root / _NAME
-    if not path.exists():
-        return pd.DataFrame({name: np.array([], object) for name in ("id", "path", "speaker")})
+    for attempt in range(3):
+        name = rows_version(root)
+        if not name:
+            return pd.DataFrame({name: np.array([], object) for name in ("id", "path", "speaker")})
+        try:
+            data = root.read(f"{_FOLDER}/{name}")
+            break
+        except FileNotFoundError:  # replaced since it was listed
+            if attempt == 2:
+                raise StoreError(f"cannot read {root}/{_FOLDER}/{name}") from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot read {root}/{_FOLDER}/{name}: {error.strerror or error}"
+            ) from None
     try:
-        table = pd.read_parquet(path)
+        if f"{checksum(data):08x}" != name.partition("-")[2].removesuffix(".parquet"):
+            raise ValueError("it is not what was written")
+        table = pd.read_parquet(io.BytesIO(data))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise StoreError(f"cannot read the store's record {path}: {reason}") from None
+        raise StoreError(
+            f"cannot read the store's record {root}/{_FOLDER}/{name}: {reason}"
+        ) from None
     return pd.DataFrame({str(name): _normal(table[name]) for name in table})
 
 
-def write_rows(root: Path, rows: pd.DataFrame) -> None:
+def write_rows(root: Place, rows: pd.DataFrame) -> None:
     """Replace the table."""
-    with replacing(root / _NAME) as temporary:
-        rows.to_parquet(temporary, index=False)
+    data = rows.to_parquet(index=False)
+    before = [name for name in root.names(_FOLDER) if _NAME.fullmatch(name)]
+    number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
+    root.create(f"{_FOLDER}/{number:05d}-{checksum(data):08x}.parquet", data)
+    for name in before:
+        root.delete(f"{_FOLDER}/{name}")
 
 
 def _normal(values: pd.Series) -> np.ndarray:

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,8 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from featurestore.errors import StoreError
-from featurestore.store.plan import CHUNK_FRAMES, CHUNK_UTTERANCES, PartPlan
+from featurestore.store.plan import CHUNK_FRAMES, CHUNK_UTTERANCES, Layout
 from featurestore.types import COEFFICIENTS, FRAME_PERIOD_S, RESERVED_KINDS, STATISTICS, UNITS
-
-FORMAT = "featurestore"
-FORMAT_VERSION = 1
 
 # Fields that came after the first stores. At these values they are left out of `view.json` and of
 # the hash in a view's name, so that those stores and new ones of the same network agree.
@@ -28,7 +24,9 @@ _LATER: dict[str, Any] = {
     "units": UNITS,
     "frame_period_s": FRAME_PERIOD_S,
     "frame_offset_s": 0.0,
+    "scales": (),
 }
+MISSING_INT8 = -128
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class ViewConfig:
         units: of each layer of the network.
         frame_period_s: seconds between frames.
         frame_offset_s: centre of an utterance's first frame, in seconds.
+        scales: for int8 frames, the step between two values of each capture.
     """
 
     kind: str
@@ -64,6 +63,11 @@ class ViewConfig:
     units: int = UNITS
     frame_period_s: float = FRAME_PERIOD_S
     frame_offset_s: float = 0.0
+    scales: tuple[float, ...] = ()
+
+    def scale(self, capture: str) -> float | None:
+        """Step between two stored values of int8 frames; None where they are floats."""
+        return self.scales[self.captures.index(capture)] if self.scales else None
 
     @property
     def is_network(self) -> bool:
@@ -99,7 +103,7 @@ class ViewConfig:
         return {"name": self.name, **self._fields()}
 
     @staticmethod
-    def from_json(values: Mapping[str, Any], *, source: Path) -> ViewConfig:
+    def from_json(values: Mapping[str, Any], *, source: str) -> ViewConfig:
         """The configuration in a `view.json`.
 
         Raises:
@@ -128,6 +132,7 @@ class ArraySpec:
         chunks: read granularity.
         shards: write granularity, or None for one file per chunk.
         dtype: NumPy name.
+        scale: step between two values of integers; None for floats.
     """
 
     path: str
@@ -136,6 +141,12 @@ class ArraySpec:
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
     dtype: str
+    scale: float | None = None
+
+    @property
+    def fill(self) -> float | int:
+        """What stands where there is no value."""
+        return np.nan if self.scale is None else MISSING_INT8
 
     def create(self, group: zarr.Group) -> zarr.Array:
         """Create the array, or open it where an interrupted run created it."""
@@ -147,7 +158,8 @@ class ArraySpec:
             chunks=self.chunks,
             shards=self.shards,
             dtype=self.dtype,
-            fill_value=np.nan,
+            fill_value=self.fill,
+            attributes=self._attributes(),
             dimension_names=self.dims,
             # No compression: it saves a tenth of these values and halves the throughput. The
             # checksum is what notices a flipped bit.
@@ -155,8 +167,14 @@ class ArraySpec:
             filters=None,
         )
 
+    def _attributes(self) -> dict[str, Any]:
+        """CF's packed data (conventions 1.11, section 8.1), which xarray unpacks by itself."""
+        if self.scale is None:
+            return {}
+        return {"scale_factor": self.scale, "add_offset": 0.0, "_FillValue": self.fill}
 
-def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
+
+def array_specs(config: ViewConfig, layout: Layout) -> list[ArraySpec]:
     """Arrays of a part of this view, the frames first."""
     if config.kind == "egemaps":
         width = len(config.features)
@@ -164,7 +182,7 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
             ArraySpec(
                 "features",
                 ("utterance", "feature"),
-                (plan.slots, width),
+                (layout.slots, width),
                 (CHUNK_UTTERANCES, width),
                 None,
                 "float32",
@@ -172,7 +190,7 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
         ]
     dims, sizes = tuple(config.inner), tuple(config.inner.values())
     specs = []
-    total, shard = plan.column_frames * len(plan.columns), plan.column_frames
+    total, shard = layout.column_frames * layout.columns, layout.column_frames
     for capture in config.captures if config.frames else ():
         outer = sizes[:-1]
         ones = (1,) * len(outer)
@@ -184,6 +202,7 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
                 (*ones, CHUNK_FRAMES, sizes[-1]),
                 (*ones, shard, sizes[-1]),
                 config.dtype,
+                config.scale(capture),
             )
         )
     for capture in config.captures:
@@ -191,7 +210,7 @@ def array_specs(config: ViewConfig, plan: PartPlan) -> list[ArraySpec]:
             ArraySpec(
                 f"pooled/{capture}",
                 ("statistic", "utterance", *dims),
-                (len(STATISTICS), plan.slots, *sizes),
+                (len(STATISTICS), layout.slots, *sizes),
                 (1, CHUNK_UTTERANCES, *sizes),
                 None,
                 "float32",

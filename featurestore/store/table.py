@@ -5,8 +5,7 @@ Rows that hold no utterance, at the end of each column of the plan, have "" as t
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,34 +14,36 @@ import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.dtype import VariableLengthUTF8
 
-from featurestore.store.ledger import Part
+from featurestore.storage.arrays import PlaceStore
 
 _GROUP = "utterances"
 # Columns that ingest measured; the others repeat the manifest for readers without this package.
-MEASURED = ("id", "frame_start", "frame_count", "duration_s", "audio_sha256")
+MEASURED = ("id", "frame_start", "frame_count", "duration_s", "audio_sha256", "audio_stamp")
 
 
-def read_columns(part: Part, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def read_columns(store: PlaceStore, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Columns by name, all or those asked for that exist: numbers, or Python strings as objects.
 
     Raises:
-        OSError, ValueError, KeyError: a damaged or missing table.
+        StoreError, OSError, ValueError, KeyError: a damaged or missing table.
     """
-    group = zarr.open_group(part.arrays / _GROUP, mode="r", zarr_format=3)
+    group = zarr.open_group(store, path=_GROUP, mode="r", zarr_format=3)
     found = {}
-    for name, array in sorted(group.arrays()):
-        if names is not None and name not in names:
+    for name in sorted(store.place.names(_GROUP)):
+        if name == "zarr.json" or (names is not None and name not in names):
             continue
-        values = np.asarray(array[:])
+        values = np.asarray(group[name][:])  # type: ignore[index]
         found[name] = values if values.dtype.kind in "if" else values.astype(object)
     return found
 
 
-def write_column(part: Part, name: str, values: pd.Series, *, slots: pd.Series, size: int) -> None:
+def write_column(
+    store: PlaceStore, name: str, values: pd.Series, *, slots: pd.Series, size: int
+) -> None:
     """Write or replace a column.
 
     Args:
-        part: where.
+        store: the part's arrays.
         name: of the column.
         values: integers, floats or strings.
         slots: the row of each value.
@@ -50,28 +51,16 @@ def write_column(part: Part, name: str, values: pd.Series, *, slots: pd.Series, 
     """
     if pd.api.types.is_integer_dtype(values):
         full, fill, dtype = np.full(size, -1, np.int64), -1, "int64"
-        return _write(part, name, full, values, slots, dtype, fill)
+        return _write(store, name, full, values, slots, dtype, fill)
     if pd.api.types.is_numeric_dtype(values):
         full = np.full(size, np.nan)
-        return _write(part, name, full, values, slots, "float64", np.nan)
+        return _write(store, name, full, values, slots, "float64", np.nan)
     text = values.fillna("").astype(object)
-    return _write(part, name, np.full(size, "", object), text, slots, VariableLengthUTF8(), "")
-
-
-def table_digest(columns: Mapping[str, np.ndarray]) -> str:
-    """sha256 of a table's names and values."""
-    digest = hashlib.sha256()
-    for name, values in sorted(columns.items()):
-        digest.update(f"\0{name}\0".encode())
-        if values.dtype.kind in "if":
-            digest.update(values.tobytes())
-        else:
-            digest.update("\0".join(values).encode())
-    return digest.hexdigest()
+    return _write(store, name, np.full(size, "", object), text, slots, VariableLengthUTF8(), "")
 
 
 def _write(
-    part: Part,
+    store: PlaceStore,
     name: str,
     full: np.ndarray,
     values: pd.Series,
@@ -80,7 +69,7 @@ def _write(
     fill: Any,
 ) -> None:
     full[slots.to_numpy()] = values.to_numpy()
-    root = zarr.open_group(part.arrays, mode="a", zarr_format=3)
+    root = zarr.open_group(store, mode="a", zarr_format=3)
     array = root.require_group(_GROUP).create_array(
         name,
         shape=full.shape,
@@ -90,5 +79,8 @@ def _write(
         dimension_names=("utterance",),
         compressors=[Crc32cCodec()],
         overwrite=True,
+        # Otherwise a column of nothing but fill would have no file, and look as if it had been
+        # lost.
+        config={"write_empty_chunks": True},
     )
     array[:] = full

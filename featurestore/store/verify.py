@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
-
+from featurestore.errors import StoreError
 from featurestore.progress import progress_bar
-from featurestore.store.ledger import Part, View, check_store, read_json, read_views
-from featurestore.store.rows import read_rows
-from featurestore.store.schema import ArraySpec, array_specs
-from featurestore.store.table import read_columns, table_digest
-
-Row = dict[str, Any]  # an utterance as the ledger records it
+from featurestore.storage import Place, as_place
+from featurestore.storage.arrays import checksum
+from featurestore.storage.locks import LEASE
+from featurestore.store.contents import Row, check_column
+from featurestore.store.ledger import Part, View, read_views
+from featurestore.store.records import MARK, check_store
+from featurestore.store.rows import read_rows, rows_version
+from featurestore.store.table import read_columns
+from featurestore.store.tombstones import read_tombstones
+from featurestore.store.writer import PartWriter
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,18 @@ class Problem:
     """Something wrong in a store.
 
     Attributes:
-        view: where.
+        view: where; "" for the store itself.
         part: where in it.
         what: what is wrong, and which column or array it concerns.
+        column: that has to be made again, if one has.
+        mendable: whether `repair` and another ingest bring it back.
     """
 
     view: str
     part: str
     what: str
+    column: int | None = None
+    mendable: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Verification:
         problems: what is wrong; empty for a sound store.
     """
 
-    store: Path
+    store: str
     views: int
     parts: int
     utterances: int
@@ -61,58 +66,75 @@ class Verification:
         return not self.problems
 
 
-def verify(path: str | os.PathLike[str], *, progress: bool | None = None) -> Verification:
-    """Read every shard of a store against its ledger.
+def verify(path: str | os.PathLike[str] | Place, *, progress: bool | None = None) -> Verification:
+    """Read every byte of a store and hold it against its records.
 
-    Every chunk's CRC32C is checked, every value that the ledger promises must be a number (a
-    missing file reads as NaN), every record and table must be there and agree with the others, and
-    an utterance must be the same sound in every view.
+    Every record must be what was written; every object that a record names must be there with its
+    size and checksum, and no other; every value that is promised must be a finite number; pooled
+    statistics must be those of the frames; tables and records must agree; and an utterance must be
+    the same sound in every view.
 
     Args:
         path: the store.
         progress: whether to show a bar; None shows one on a terminal.
 
     Raises:
-        StoreError: not a store, or records that cannot be read.
+        StoreError: not a store.
     """
-    root = Path(path)
+    root = as_place(path)
     check_store(root)
-    read_rows(root)
-    views = read_views(root)
-    parts = [part for view in views for part in view.parts()]
-    problems = _stray_folders(root, views)
+    problems, views = _check_top(root)
+    known = {MARK, LEASE, ".lock"}
+    known |= {f"manifest/{rows_version(root)}"}
+    known |= {f"tombstones/{name}" for name in root.names("tombstones")}
     heard: dict[str, str] = {}
-    utterances = size = 0
-    columns = sum(len(part.committed()) for part in parts)
+    utterances = size = parts = 0
+    columns = sum(len(part.committed_columns()) for view in views for part in view.parts())
     with progress_bar("Verifying", columns, unit="columns", show=progress) as tick:
         for view in views:
+            known.add(f"views/{view.name}/view.json")
             seen: set[str] = set()
+            problems += _leftovers(view, known)
             for part in view.parts():
-                found, rows, read = _verify_part(part, tick)
-                found += _verify_ids(rows, seen, heard)
-                problems += [Problem(view.name, part.name, what) for what in found]
-                utterances, size = utterances + len(rows), size + read
-    return Verification(root, len(views), len(parts), utterances, size, tuple(problems))
+                found, rows, read = _verify_part(part, tick, known)
+                found += [(what, None, False) for what in _verify_ids(rows, seen, heard)]
+                problems += [Problem(view.name, part.name, *one) for one in found]
+                utterances, size, parts = utterances + len(rows), size + read, parts + 1
+    problems += _strays(root, known)
+    return Verification(root.url, len(views), parts, utterances, size, tuple(problems))
 
 
-def _stray_folders(root: Path, views: Sequence[View]) -> list[Problem]:
-    """Folders whose records are gone or do not belong to them."""
+_Found = tuple[str, int | None, bool]  # what, column, mendable
+
+
+def _check_top(root: Place) -> tuple[list[Problem], list[View]]:
+    """Records of the store itself, and the views whose records are whole."""
     problems = []
-    known = {view.name for view in views}
-    folder = root / "views"
-    for name in sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []:
-        if name not in known:
-            problems.append(Problem(name, "", "its view.json is missing"))
+    for check in (read_rows, read_tombstones):
+        try:
+            check(root)
+        except StoreError as error:
+            problems.append(Problem("", "", str(error)))
+    try:
+        views = read_views(root)
+    except StoreError as error:
+        return [*problems, Problem("", "", str(error))], []
     for view in views:
         if view.config.name != view.name:
             problems.append(Problem(view.name, "", "its view.json describes another view"))
-        ledger = view.root / "ledger"
-        begun = {part.name for part in view.parts()}
-        for entry in sorted(ledger.iterdir()) if ledger.is_dir() else []:
-            records = [file for file in entry.glob("*.json") if not file.name.startswith(".")]
-            if entry.name not in begun and records:
-                problems.append(Problem(view.name, entry.name, "its plan.json is missing"))
-    return problems
+    return problems, [view for view in views if view.config.name == view.name]
+
+
+def _leftovers(view: View, known: set[str]) -> list[Problem]:
+    """What an interrupted rewrite has left; the store is whole without it."""
+    found = []
+    for part in view.leftovers():
+        for place in (part.arrays, part.ledger):
+            prefix = place.url[len(view.place.url) + 1 :]
+            known |= {f"views/{view.name}/{key}" for key in view.place.sizes(prefix)}
+        what = "left behind by an interrupted compact, forget or ingest; the next one removes it"
+        found.append(Problem(view.name, part.name, what, None, True))
+    return found
 
 
 def _verify_ids(rows: Sequence[Row], seen: set[str], heard: dict[str, str]) -> list[str]:
@@ -128,92 +150,154 @@ def _verify_ids(rows: Sequence[Row], seen: set[str], heard: dict[str, str]) -> l
     return problems
 
 
-def _verify_part(part: Part, tick: Callable[[float], None]) -> tuple[list[str], list[Row], int]:
-    plan, _, _ = part.planned()
-    records = part.committed()
-    problems = []
-    if len(records) < len(plan.columns) or not part.complete:
-        state = "" if part.complete else ", and the part is not finished"
+def _verify_part(
+    part: Part, tick: Callable[[float], None], known: set[str]
+) -> tuple[list[_Found], list[Row], int]:
+    prefix = f"views/{part.view.name}"
+    for name in ("plan.json", "plan.parquet", "complete.json", "replaces.json"):
+        known.add(f"{prefix}/ledger/{part.name}/{name}")
+    done = part.committed_columns()
+    known |= {f"{prefix}/ledger/{part.name}/{index:05d}.json" for index in done}
+    try:
+        plan, ids, frames = part.planned()
+        completion = part.completion() if part.complete else {}
+    except StoreError as error:
+        known |= {f"{prefix}/{key}" for key in part.view.place.sizes(f"parts/{part.name}.zarr")}
+        return [(str(error), None, part.has("plan.json") and "complete.json" in str(error))], [], 0
+    problems: list[_Found] = []
+    if len(done) < len(plan.columns) or not completion:
+        state = "" if completion else ", and the part is not finished"
         problems.append(
-            f"incomplete: {len(records)} of {len(plan.columns)} columns are recorded{state}; "
-            "run the same ingest again"
+            (
+                f"incomplete: {len(done)} of {len(plan.columns)} columns are recorded{state}; run "
+                "the same ingest again",
+                None,
+                True,
+            )
         )
-    specs = array_specs(part.view.config, plan)
+        # What a killed ingest had begun to write is overwritten by the next one.
+        known |= {f"{prefix}/{key}" for key in part.view.place.sizes(f"parts/{part.name}.zarr")}
+    problems += _verify_objects(part, completion)
+    arrays = f"{prefix}/parts/{part.name}.zarr"
+    known |= {f"{arrays}/{key}" for key in completion.get("objects", {})}
     rows: list[Row] = []
     size = 0
     for column in plan.columns:
-        if column.index not in records:
+        if column.index not in done:
             continue
-        utterances = records[column.index].get("utterances", [])
-        rows += utterances
-        for spec in specs:
-            what, read = _verify_region(part, spec, column.slot_start, utterances)
-            size += read
-            if what:
-                record = part.ledger / f"{column.index:05d}.json"
-                problems.append(
-                    f"column {column.index}, {spec.path}: {what}; to make the column again, "
-                    f"remove {record} and run the same ingest"
-                )
+        try:
+            record = part.record(column.index)
+            known |= {f"{arrays}/{key}" for key in record["objects"]}
+            names = [ids[i] for i in column.members]
+            found = check_column(part, plan.layout, column, record, names, frames[column.members])
+        except StoreError as error:
+            problems.append((f"column {column.index}: {error}", column.index, True))
+            known |= {f"{prefix}/{key}" for key in part.view.place.sizes(f"parts/{part.name}.zarr")}
+        else:
+            rows += record["utterances"]
+            size += found.bytes_read
+            problems += [
+                (f"column {column.index}, {what}", column.index, True) for what in found.problems
+            ]
         tick(1)
-    if part.complete:
-        problems += _verify_table(part, rows)
+    if completion and not problems:
+        problems += [(what, None, True) for what in _verify_table(part, rows)]
     return problems, rows, size
 
 
-def _verify_region(
-    part: Part, spec: ArraySpec, slot_start: int, utterances: list[Row]
-) -> tuple[str, int]:
-    """What is wrong with one column's share of an array, and how many bytes were read."""
-    if not utterances:
-        return "", 0
-    try:
-        array = zarr.open_array(part.arrays / spec.path, mode="r", zarr_format=3)
-        if array.shape != spec.shape or str(array.dtype) != spec.dtype:
-            return f"has shape {array.shape} {array.dtype}, expected {spec.shape} {spec.dtype}", 0
-        size = 0
-        for values in _read_column(array, spec, slot_start, utterances):
-            size += values.nbytes
-            missing = np.isnan(values)
-            if missing.all() if spec.path == "features" else missing.any():
-                return "values are missing (a shard is gone or was never written)", size
-    except Exception as error:  # damaged arrays raise whatever their codec does; all is reported
-        return f"cannot be read: {str(error).splitlines()[0] or type(error).__name__}", 0
-    return "", size
-
-
-def _read_column(
-    array: zarr.Array, spec: ArraySpec, slot_start: int, utterances: list[Row]
-) -> Iterator[np.ndarray]:
-    """The utterances' values, one layer or one statistic at a time."""
-    if "frame" not in spec.dims:
-        rows = slice(slot_start, slot_start + len(utterances))
-        if spec.dims[0] == "utterance":
-            yield np.asarray(array[rows])
-            return
-        for statistic in range(spec.shape[0]):
-            yield np.asarray(array[statistic, rows])
-        return
-    first, last = utterances[0], utterances[-1]
-    frames = slice(first["frame_start"], last["frame_start"] + last["frame_count"])
-    if spec.dims[0] == "frame":
-        yield np.asarray(array[frames])
-        return
-    for layer in range(spec.shape[0]):
-        yield np.asarray(array[layer, frames])
+def _verify_objects(part: Part, completion: dict[str, Any]) -> Iterator[_Found]:
+    """Metadata and table files against the success mark."""
+    for key, (size, expected) in completion.get("objects", {}).items():
+        try:
+            data = part.arrays.read(key)
+        except OSError as error:
+            yield f"{key} cannot be read: {error.strerror or error}", None, True
+            continue
+        if len(data) != size or checksum(data) != expected:
+            yield f"{key} is not what was written", None, True
 
 
 def _verify_table(part: Part, utterances: list[Row]) -> list[str]:
-    """Whether the utterance table is the one that was written, and says what the ledger says."""
+    """Whether the utterance table says what the ledger says."""
     try:
-        columns = read_columns(part)
-        expected = read_json(part.ledger / "complete.json")["table_sha256"]
-        if table_digest(columns) != expected:
-            return ["utterance table: it is not what was written"]
-        for utterance in utterances:
-            if columns["id"][utterance["slot"]] != utterance["id"]:
-                return [f"utterance table: row {utterance['slot']} is not '{utterance['id']}'"]
+        columns = read_columns(part.reading())
+        if int((columns["id"] != "").sum()) != len(utterances):
+            return [f"utterance table: it does not have the {len(utterances)} rows of the ledger"]
+        for row in utterances:
+            for name in set(row) & set(columns) - {"slot"}:
+                if columns[name][row["slot"]] != row[name]:
+                    return [f"utterance table: {name} of '{row['id']}' is not that of the ledger"]
     except Exception as error:  # damaged arrays raise whatever their codec does; all is reported
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return [f"utterance table: cannot be read: {reason}"]
     return []
+
+
+def _strays(root: Place, known: set[str]) -> list[Problem]:
+    """Files that no record knows of: another store's, or what is left where records are gone."""
+    found = []
+    for key in sorted(set(root.sizes()) - known):
+        if key.rpartition("/")[2].startswith("."):
+            continue  # of the operating system's making
+        view, part = "", ""
+        if key.startswith("views/"):
+            view, _, rest = key.removeprefix("views/").partition("/")
+            part = rest.split("/")[1].removesuffix(".zarr") if rest.count("/") else ""
+        found.append(Problem(view, part, f"{key} is not part of the store"))
+    return _grouped(found)
+
+
+def _grouped(found: list[Problem]) -> list[Problem]:
+    """One problem for all strange files of a part."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for one in found:
+        groups.setdefault((one.view, one.part), []).append(one)
+    return [
+        ones[0]
+        if len(ones) == 1
+        else Problem(view, part, f"{ones[0].what}, nor are {len(ones) - 1} other files beside it")
+        for (view, part), ones in groups.items()
+    ]
+
+
+def repair(path: str | os.PathLike[str] | Place, found: Verification) -> int:
+    """Take back the records of what is damaged, so that the same ingest makes it again.
+
+    Nothing is lost that was whole: other columns keep their records.
+
+    Args:
+        path: the store.
+        found: what `verify` said of it.
+
+    Returns:
+        Number of parts that the next ingest has to complete.
+
+    Raises:
+        StoreError: another process is writing.
+    """
+    root = as_place(path)
+    touched = set()
+    with root.locked():
+        for view in read_views(root):
+            view.sweep()
+            for part in view.parts():
+                mine = [
+                    one
+                    for one in found.problems
+                    if (one.view, one.part) == (view.name, part.name) and one.mendable
+                ]
+                if mine:
+                    _repair_part(part, [one.column for one in mine if one.column is not None])
+                    touched.add((view.name, part.name))
+    return len(touched)
+
+
+def _repair_part(part: Part, columns: Sequence[int]) -> None:
+    part.ledger.delete("complete.json")
+    for column in columns:
+        part.uncommit(column)
+    # Metadata are made again from the plan; values and tables by the ingest.
+    for key in part.arrays.sizes():
+        if key.endswith("zarr.json"):
+            part.arrays.delete(key)
+    PartWriter(part, part.planned()[0].layout)

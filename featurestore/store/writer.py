@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
 
+from featurestore.storage.arrays import Objects, PlaceStore, checksum
 from featurestore.store.ledger import Part
-from featurestore.store.plan import CHUNK_UTTERANCES, Column, PartPlan
+from featurestore.store.plan import CHUNK_UTTERANCES, Column, Layout, PartPlan
 from featurestore.store.schema import ArraySpec, array_specs
-from featurestore.store.table import read_columns, table_digest, write_column
+from featurestore.store.table import MEASURED, write_column
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How rows were made: what `featurestore info --utterance` answers.
+
+    Attributes:
+        versions: of the libraries.
+        device: that ran the extractor.
+        made_at: when the column was finished, UTC, ISO 8601.
+    """
+
+    versions: Mapping[str, str]
+    device: str
+    made_at: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,8 @@ class Utterance:
         frame_count: frames.
         duration_s: seconds of audio.
         audio_sha256: of the decoded samples.
+        audio_stamp: size and time of the audio file, or its tag, when it was read.
+        origin: which of the column's origins it has.
     """
 
     id: str
@@ -35,6 +55,8 @@ class Utterance:
     frame_count: int
     duration_s: float
     audio_sha256: str
+    audio_stamp: str = ""
+    origin: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,13 +70,19 @@ class SetAside:
 class PartWriter:
     """Writes whole columns of one part, each by one writer in one go."""
 
-    def __init__(self, part: Part, plan: PartPlan) -> None:
-        """Create the part's arrays, or open them where an interrupted run created them."""
+    def __init__(self, part: Part, layout: Layout, *, create: bool = True) -> None:
+        """Open the part's arrays, and create what of them is missing.
+
+        Args:
+            part: where.
+            layout: its size.
+            create: whether they may be missing; not where several processes write columns.
+        """
         self.part = part
-        self.plan = plan
-        group = zarr.open_group(part.arrays, mode="a", zarr_format=3)
-        _remove_leftovers(part)
-        self._specs = array_specs(part.view.config, plan)
+        self.layout = layout
+        self._store = PlaceStore(part.arrays)
+        group = zarr.open_group(self._store, mode="a" if create else "r+", zarr_format=3)
+        self._specs = array_specs(part.view.config, layout)
         self._arrays = {spec.path: spec.create(group) for spec in self._specs}
 
     def buffers(self, column: Column) -> dict[str, np.ndarray]:
@@ -66,7 +94,7 @@ class PartWriter:
 
     def _region_shape(self, spec: ArraySpec, column: Column) -> tuple[int, ...]:
         extent = {
-            "frame": self.plan.column_frames,
+            "frame": self.layout.column_frames,
             "utterance": -(-len(column.members) // CHUNK_UTTERANCES) * CHUNK_UTTERANCES,
         }
         return tuple(extent.get(dim, size) for dim, size in zip(spec.dims, spec.shape, strict=True))
@@ -78,48 +106,47 @@ class PartWriter:
         *,
         utterances: Sequence[Utterance],
         set_aside: Sequence[SetAside],
-        versions: Mapping[str, str],
-    ) -> None:
-        """Write a column's shards, then its ledger record. Doing it again changes nothing.
+        origins: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Write a column's shards and wait until they are safe. Doing it again changes nothing.
 
         Args:
             column: which.
             buffers: from `buffers`; utterances one behind the other, what is behind the last one
-                becomes NaN.
+                becomes fill.
             utterances: as they lie in the buffers.
             set_aside: those that could not be read.
-            versions: of the libraries, for the record.
+            origins: `Origin` of the utterances, as plain values.
+
+        Returns:
+            The column's record, for `Part.commit`.
         """
         used = {"frame": sum(one.frame_count for one in utterances), "utterance": len(utterances)}
-        starts = {"frame": column.index * self.plan.column_frames, "utterance": column.slot_start}
+        starts = {"frame": column.index * self.layout.column_frames, "utterance": column.slot_start}
+        self._store.written.clear()
         for spec in self._specs:
             values = buffers[spec.path]
             axis = next(i for i, dim in enumerate(spec.dims) if dim in used)
-            values[(slice(None),) * axis + (slice(used[spec.dims[axis]], None),)] = np.nan
+            values[(slice(None),) * axis + (slice(used[spec.dims[axis]], None),)] = spec.fill
             region = tuple(
                 slice(starts[dim], starts[dim] + size) if dim in starts else slice(None)
                 for dim, size in zip(spec.dims, values.shape, strict=True)
             )
             self._arrays[spec.path][region] = values
-        self.part.commit(
-            column.index,
-            {
-                "column": column.index,
-                "utterances": [asdict(utterance) for utterance in utterances],
-                "set_aside": [asdict(one) for one in set_aside],
-                "versions": dict(versions),
-            },
-        )
+        written = dict(sorted(self._store.written.items()))
+        self.part.arrays.sync(written)
+        return {
+            "column": column.index,
+            "utterances": [asdict(utterance) for utterance in utterances],
+            "set_aside": [asdict(one) for one in set_aside],
+            "origins": [dict(origin) for origin in origins],
+            "objects": written,
+        }
 
 
-def _remove_leftovers(part: Part) -> None:
-    """Remove what a killed run was in the middle of writing; it was never under its final name."""
-    for folder, pattern in ((part.arrays, "*.partial"), (part.ledger, ".*")):
-        for path in folder.rglob(pattern):
-            path.unlink(missing_ok=True)
-
-
-def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
+def finish_part(
+    part: Part, rows: pd.DataFrame, plan: PartPlan, *, certificate: Mapping[str, Any] | None = None
+) -> None:
     """Write the utterance table of a part whose columns are all committed, then its success mark.
 
     A part in which no utterance could be read is removed.
@@ -128,25 +155,53 @@ def finish_part(part: Part, rows: pd.DataFrame, plan: PartPlan) -> None:
         part: the part.
         rows: manifest rows of the utterances planned.
         plan: the part's plan.
+        certificate: how far utterances encoded alone were from what is stored.
     """
-    records = part.committed().values()
-    utterances = [row for record in records for row in record["utterances"]]
-    set_aside = [row for record in records for row in record["set_aside"]]
+    records = part.committed()
+    utterances = [row for record in records.values() for row in record["utterances"]]
+    set_aside = [row for record in records.values() for row in record["set_aside"]]
     if not utterances:
-        shutil.rmtree(part.ledger)
-        shutil.rmtree(part.arrays)
+        part.supersede()
+        part.remove()
         return
-    measured = pd.DataFrame(utterances)
-    if not part.view.config.captures:
-        measured = measured.drop(columns=["frame_start", "frame_count"])
-    table = measured.merge(rows, on="id", how="left", validate="one_to_one")
+    unwanted = {"origin"} if part.view.config.captures else {"origin", "frame_start", "frame_count"}
+    measured = pd.DataFrame(utterances).drop(columns=list(unwanted))
+    table = measured.merge(_labels(rows), on="id", how="left", validate="one_to_one")
+    part.arrays.delete_all("utterances")
+    store = PlaceStore(part.arrays)
     for name in table.columns.drop("slot"):
-        write_column(part, str(name), table[name], slots=table["slot"], size=plan.slots)
+        write_column(store, str(name), table[name], slots=table["slot"], size=plan.layout.slots)
+    objects = _objects(part, store.written)
+    part.arrays.sync(objects)
     part.finish(
         {
             "utterances": len(table),
             "columns": len(plan.columns),
-            "table_sha256": table_digest(read_columns(part)),
+            "objects": objects,
             "set_aside": set_aside,
+            "digest": _digest(objects, (records[index] for index in sorted(records))),
+            "certificate": dict(certificate or {}),
         }
     )
+
+
+def _labels(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns=[name for name in MEASURED if name != "id" and name in rows])
+
+
+def _objects(part: Part, tables: Objects) -> Objects:
+    """What is in a part besides its columns: the table and every array's metadata."""
+    found = dict(tables)
+    for key in part.arrays.sizes():
+        if key.endswith("zarr.json"):
+            data = part.arrays.read(key)
+            found[key] = [len(data), checksum(data)]
+    return dict(sorted(found.items()))
+
+
+def _digest(objects: Objects, records: Iterable[Mapping[str, Any]]) -> str:
+    """sha256 of the checksums of everything in a part; the same for the same arrays and tables."""
+    digest = hashlib.sha256(json.dumps(objects).encode())
+    for record in records:
+        digest.update(json.dumps(record["objects"]).encode())
+    return digest.hexdigest()

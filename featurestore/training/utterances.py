@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -140,7 +139,7 @@ def read_utterances(
         ManifestError: a manifest that cannot be used.
         AudioError: not one file could be read.
     """
-    if isinstance(source, str | os.PathLike) and not Path(source).is_file():
+    if isinstance(source, str | os.PathLike) and not str(source).endswith((".csv", ".parquet")):
         source = open_store(source)
     if isinstance(source, Store):
         return _from_store(source, front_end, view)

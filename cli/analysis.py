@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from featurestore.cli.store import StoreArgument
 from featurestore.types import NETWORK, Statistic
 
 if TYPE_CHECKING:
+    from featurestore.provenance import Provenance
     from featurestore.store.reader import Store
 
 OutOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for figures and tables.")]
@@ -33,6 +36,8 @@ CaptureOption = Annotated[
 NoteOption = Annotated[
     list[str] | None, typer.Option("--note", help="A caveat to print under every figure and table.")
 ]
+
+_NAMED = 12  # files that are listed by name
 
 
 @contextmanager
@@ -82,15 +87,25 @@ def correlate(
 ) -> None:
     """Correlate every unit with a label: heat maps of layers by units, and tables of r, p and n."""
     from featurestore.analysis.correlation import correlate_all
+    from featurestore.provenance import reading
     from featurestore.report.correlations import write_correlations
-    from featurestore.store.reader import open_store
 
-    opened = open_store(store)
-    with analysis_notes():
+    check_folder(output)
+    with analysis_notes(), reading(store) as source:
         found = correlate_all(
-            opened, targets=target, by=by, view=view, capture=capture, statistic=statistic
+            source.store, targets=target, by=by, view=view, capture=capture, statistic=statistic
         )
-        files = write_correlations(found, output, notes=caveats(opened, view, notes))
+        said = caveats(source.store, view, notes)
+        origin = source.provenance(
+            views=[view],
+            capture=capture,
+            statistic=statistic,
+            targets=target,
+            by=by,
+            command=command_line(),
+        )
+    files = write_correlations(found, output, notes=said, provenance=origin)
+    note_older(output, origin)
     _print_files(files, as_json=as_json)
 
 
@@ -113,27 +128,74 @@ def evaluate(
     """Predict labels from features, leaving one speaker out: the paper's Tables 1 and 2."""
     from featurestore.analysis.regression import evaluate as run
     from featurestore.analysis.regression import summarise
+    from featurestore.provenance import reading
     from featurestore.report.tables import markdown_table, write_tables
-    from featurestore.store.reader import open_store
 
-    opened = open_store(store)
-    with analysis_notes():
+    check_folder(output)
+    targets = tuple(target or ("valence", "arousal"))
+    with analysis_notes(), reading(store) as source:
         results = run(
-            opened,
-            targets=tuple(target or ("valence", "arousal")),
+            source.store,
+            targets=targets,
             table=1 if table == 1 else 2,
             view=view,
             capture=capture,
             features=features,
         )
-    said = caveats(opened, view, notes)
-    files = write_tables(results, output, notes=said)
+        said = caveats(source.store, view, notes)
+        origin = source.provenance(
+            views=_compared(source.store, view, table),
+            capture=capture,
+            statistic="mean",
+            targets=targets,
+            table=table,
+            features=features,
+            command=command_line(),
+        )
+    files = write_tables(results, output, notes=said, provenance=origin)
+    note_older(output, origin)
     if as_json:
         rows = summarise(results).reset_index(drop=True).to_dict("records")
         print_json({"files": [str(file) for file in files], "rows": rows})
         return
-    print(markdown_table(results, notes=said))
+    print(markdown_table(results, notes=said, provenance=origin))
     _print_files(files, as_json=False)
+
+
+def _compared(store: Store, view: str, table: int) -> list[str]:
+    """The views that a table compares, as far as the store has them."""
+    from featurestore.analysis.features import table_sets
+
+    wanted = {one.source for one in table_sets(table)}
+    return [view, *(kind for kind in ("mfcc", "egemaps") if kind in wanted & store.kinds)]
+
+
+def command_line() -> str:
+    """The command as it was given, to be run again."""
+    return shlex.join(["featurestore", *sys.argv[1:]])
+
+
+def check_folder(output: Path) -> None:
+    """Refuse a folder whose `provenance.json` is damaged before anything is computed."""
+    from featurestore.provenance import read_provenance
+
+    read_provenance(output)
+
+
+def note_older(output: Path, origin: Provenance) -> None:
+    """Name a folder's files that were computed before the store changed."""
+    from featurestore.provenance import older_results
+
+    older = older_results(output, origin)
+    if not older:
+        return
+    more = f" and {len(older) - _NAMED} more" if len(older) > _NAMED else ""
+    files, were = ("file", "was") if len(older) == 1 else ("files", "were")
+    note(
+        f"note: {len(older)} {files} in {output} {were} computed from an older state of the store; "
+        f"run their commands again ('featurestore results {output}' lists them): "
+        f"{', '.join(older[:_NAMED])}{more}"
+    )
 
 
 def _print_files(files: list[Path], *, as_json: bool) -> None:
@@ -141,7 +203,7 @@ def _print_files(files: list[Path], *, as_json: bool) -> None:
         print_json({"files": [str(file) for file in files]})
         return
     print(f"{len(files)} files in {files[0].parent}:")
-    for file in files[:12]:
+    for file in files[:_NAMED]:
         print(f"  {file.name}")
-    if len(files) > 12:
-        print(f"  and {len(files) - 12} more")
+    if len(files) > _NAMED:
+        print(f"  and {len(files) - _NAMED} more")

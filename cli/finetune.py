@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurestore.cli.analysis import check_folder, command_line, note_older
 from featurestore.cli.app import JsonOption, QuietOption, app, example, note, print_json
 
 if TYPE_CHECKING:
+    from featurestore.encoder import Encoder
+    from featurestore.provenance import Provenance, Source
     from featurestore.training.finetune import Finetuned
+    from featurestore.training.tuning_config import FinetuneConfig
 
 
 @app.command(
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
 )
 def finetune(
     source: Annotated[
-        Path, typer.Argument(help="A store with MFCC frames, or a manifest (.csv, .parquet).")
+        str, typer.Argument(help="A store with MFCC frames, or a manifest (.csv, .parquet).")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of folds and tables.")
@@ -62,11 +68,13 @@ def finetune(
     the network trained with pooling inside it. Takes minutes per fold on a CPU; the same command
     goes on after the last fold that was finished.
     """
+    from featurestore.encoder import load_encoder
     from featurestore.training.extra import require_training
     from featurestore.training.finetune import finetune as run
     from featurestore.training.tuning_config import FinetuneConfig
 
     require_training()
+    check_folder(output)
     given: dict[str, Any] = {
         "epochs": epochs,
         "frozen_epochs": frozen_epochs,
@@ -81,22 +89,52 @@ def finetune(
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},
     )
+    network = load_encoder(weights)
     try:
-        done = run(
-            source,
-            encoder=weights,
-            config=config,
-            run=output,
-            speakers=None if speakers is None else _names(speakers),
-            folds=folds,
-            view=view,
-            progress=False if quiet else None,
-            report=None if quiet or as_json else _say,
-        )
+        with _opened(source) as opened:
+            done = run(
+                opened.store if opened else source,
+                encoder=network,
+                config=config,
+                run=output,
+                speakers=None if speakers is None else _names(speakers),
+                folds=folds,
+                view=view,
+                progress=False if quiet else None,
+                report=None if quiet or as_json else _say,
+            )
+            origin = _origin(opened, network, config, view) if opened else None
     except KeyboardInterrupt:
         note("stopped: the finished folds are kept; run the same command again to go on")
         raise typer.Exit(130) from None
-    _write(done, output, notes or [], as_json=as_json)
+    _write(done, output, notes or [], origin, as_json=as_json)
+
+
+def _opened(source: str) -> AbstractContextManager[Source | None]:
+    """The store that was given; None for a manifest."""
+    from featurestore.provenance import reading
+
+    # As `read_utterances` tells one from the other.
+    return nullcontext() if source.endswith((".csv", ".parquet")) else reading(source)
+
+
+def _origin(
+    opened: Source, network: Encoder, config: FinetuneConfig, view: str | None
+) -> Provenance:
+    """What the tables were computed from: the MFCC that the network was given, and its weights."""
+    heard = network.front_end.name
+    views = [
+        name
+        for name, one in ((name, opened.store.config(name)) for name in opened.store.views)
+        if one.kind == "mfcc" and one.frames and one.front_end == heard
+    ]
+    return opened.provenance(
+        views=[view] if view else views,
+        targets=config.targets,
+        weights=(network.fingerprint, network.name),
+        config=asdict(config),
+        command=command_line(),
+    )
 
 
 def _names(value: str) -> list[str]:
@@ -113,13 +151,16 @@ def _say(record: dict[str, Any]) -> None:
     )
 
 
-def _write(done: Finetuned, output: Path, notes: list[str], *, as_json: bool) -> None:
+def _write(
+    done: Finetuned, output: Path, notes: list[str], origin: Provenance | None, *, as_json: bool
+) -> None:
     """Tables, the comparison with the linear models, and losses by pass."""
     import pandas as pd
 
     from featurestore.analysis.comparison import compare, rows_of
     from featurestore.analysis.regression import summarise
     from featurestore.files import replacing
+    from featurestore.provenance import record_results
     from featurestore.report.comparisons import markdown_comparison, write_comparison
     from featurestore.report.tables import markdown_table, write_tables
 
@@ -129,11 +170,14 @@ def _write(done: Finetuned, output: Path, notes: list[str], *, as_json: bool) ->
     compared = pd.concat(
         [compare(tuned, rows_of(done.results, name)) for name in others], ignore_index=True
     )
-    files = write_tables(done.results, output, notes=notes)
-    files += write_comparison(compared, output, notes=said)
+    files = write_tables(done.results, output, notes=notes, provenance=origin)
+    files += write_comparison(compared, output, notes=said, provenance=origin)
     with replacing(output / "passes.csv") as temporary:
         done.passes.to_csv(temporary, index=False, na_rep="NaN")
     files.append(output / "passes.csv")
+    if origin:
+        record_results(output, files[-1:], origin)
+        note_older(output, origin)
     if as_json:
         print_json(
             {
@@ -144,6 +188,6 @@ def _write(done: Finetuned, output: Path, notes: list[str], *, as_json: bool) ->
             }
         )
         return
-    print(markdown_table(done.results, notes=notes))
-    print(markdown_comparison(compared))
+    print(markdown_table(done.results, notes=notes, provenance=origin))
+    print(markdown_comparison(compared, provenance=origin))
     print(f"{len(files)} files in {output}: {', '.join(file.name for file in files)}")

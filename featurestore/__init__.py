@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from featurestore.analysis.correlation import correlate as correlate
+    from featurestore.analysis.precision import audit_precision as audit_precision
     from featurestore.analysis.regression import evaluate as evaluate
     from featurestore.corpus import read_corpus as read_corpus
     from featurestore.corpus import read_manifest as read_manifest
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from featurestore.encoder import Encoder as Encoder
     from featurestore.encoder import encode as encode
     from featurestore.encoder import load_encoder as load_encoder
+    from featurestore.export import export as export
     from featurestore.frontend import mfcc as mfcc
     from featurestore.ingest import ingest as ingest
     from featurestore.maintenance import compact as compact
     from featurestore.maintenance import forget as forget
     from featurestore.maintenance import recompute as recompute
     from featurestore.planning import plan_ingest as plan_ingest
+    from featurestore.provenance import check_results as check_results
     from featurestore.store.reader import Store as Store
     from featurestore.store.reader import open_store as open_store
     from featurestore.store.summary import lineage as lineage
@@ -43,13 +46,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["analysis", "corpus", "errors", "report", "store", "types"],
     submod_attrs={
         "analysis.correlation": ["correlate"],
+        "analysis.precision": ["audit_precision"],
         "analysis.regression": ["evaluate"],
         "corpus": ["read_corpus", "read_manifest", "write_manifest"],
         "encoder": ["Encoder", "encode", "load_encoder"],
+        "export": ["export"],
         "frontend": ["mfcc"],
         "ingest": ["ingest"],
         "maintenance": ["compact", "forget", "recompute"],
         "planning": ["plan_ingest"],
+        "provenance": ["check_results"],
         "store.reader": ["Store", "open_store"],
         "store.summary": ["lineage", "store_state"],
         "store.verify": ["verify"],

@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +29,10 @@ from featurestore.setup import Hearing, IngestConfig
 from featurestore.storage import Place
 from featurestore.storage.locks import Owner
 from featurestore.store.ledger import Part, create_view
-from featurestore.store.records import create_store
+from featurestore.store.records import create_store, owned
 from featurestore.store.rewrite import drop_utterances
 from featurestore.store.rows import read_rows, write_rows
+from featurestore.store.tombstones import read_tombstones, remove_tombstones
 from featurestore.store.tombstones import readmit as take_back
 from featurestore.store.writer import Origin, PartWriter, finish_part
 from featurestore.types import VIEWS, FrameDtype
@@ -222,30 +224,23 @@ def run_plan(
     """
     began = time.perf_counter() if began is None else began
     clock = Clock()
-    try:
-        create_store(plan.setup.root)
-        with plan.setup.root.locked() as owner:
-            if store_version(plan.setup) != plan.seen:
-                raise StoreError(
-                    f"{plan.store} has changed since this plan was made: another process wrote to "
-                    "it. Run the same ingest again"
-                )
-            run = _Run(plan, owner, clock, stopped, client, progress)
-            run.begin()
-            for job in plan.jobs:
-                run.job(job)
-            added, set_aside = _finish(run)
-            ended_early = stopped() and any(
-                len(part.committed_columns()) < len(job.plan.columns)
-                for job in plan.jobs
-                for part, _ in job.parts.values()
-                if part.begun
+    with _making(plan.setup.root) as owner:
+        if store_version(plan.setup) != plan.seen:
+            raise StoreError(
+                f"{plan.store} has changed since this plan was made: another process wrote to it. "
+                "Run the same ingest again"
             )
-    except OSError as error:
-        raise StoreError(
-            f"writing to {plan.store} failed: {error.strerror or error}. What is written is safe; "
-            "run the same ingest again to go on once the cause is mended"
-        ) from error
+        run = _Run(plan, owner, clock, stopped, client, progress)
+        run.begin()
+        for job in plan.jobs:
+            run.job(job)
+        added, set_aside = _finish(run)
+        ended_early = stopped() and any(
+            len(part.committed_columns()) < len(job.plan.columns)
+            for job in plan.jobs
+            for part, _ in job.parts.values()
+            if part.begun
+        )
     return IngestSummary(
         store=plan.store,
         views=plan.views,
@@ -258,6 +253,14 @@ def run_plan(
         stopped=ended_early,
         plan=plan,
     )
+
+
+@contextmanager
+def _making(root: Place) -> Iterator[Owner]:
+    """Own a store, which is made if it is not there."""
+    with owned(root, again="ingest") as owner:
+        create_store(root)
+        yield owner
 
 
 @dataclass(frozen=True)
@@ -274,12 +277,13 @@ class _Run:
     def begin(self) -> None:
         """Put on disk what will be done, before any of it is."""
         setup = self.plan.setup
+        empty = take_back(setup.root, self.plan.rows) if self.plan.readmit else []
+        if empty or not self.plan.rows.equals(read_rows(setup.root)):
+            left = set(read_tombstones(setup.root).names) - set(empty)
+            write_rows(setup.root, self.plan.rows, tombstones=sorted(left))
+            remove_tombstones(setup.root, empty)
         for view in setup.views.values():
             create_view(setup.root, view.config).sweep()
-        if self.plan.readmit:
-            take_back(setup.root, self.plan.rows)
-        if not self.plan.rows.equals(read_rows(setup.root)):
-            write_rows(setup.root, self.plan.rows)
         if self.plan.replaced:
             for view in setup.views.values():
                 drop_utterances(view, self.plan.replaced, self.plan.rows)

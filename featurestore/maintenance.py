@@ -19,10 +19,10 @@ from featurestore.frontend import front_end
 from featurestore.progress import progress_bar
 from featurestore.storage import Place, as_place
 from featurestore.store.ledger import View, read_views
-from featurestore.store.records import check_store
+from featurestore.store.records import check_store, owned
 from featurestore.store.rewrite import drop_utterances, rewrite
 from featurestore.store.rows import read_rows, write_rows
-from featurestore.store.tombstones import add_tombstone
+from featurestore.store.tombstones import add_tombstone, read_tombstones
 from featurestore.weights import Weights
 
 StorePath = str | os.PathLike[str] | Place
@@ -66,7 +66,7 @@ def forget(
         raise StoreError("nobody to forget: give speakers or utterances (--speaker, --utterance)")
     root = as_place(store)
     check_store(root)
-    with root.locked() as owner:
+    with owned(root, again="forget") as owner:
         rows = read_rows(root)
         gone = _chosen(root, rows, speakers, utterances)
         now = datetime.now(UTC).date().isoformat()
@@ -77,7 +77,8 @@ def forget(
             view.sweep()
             rewritten[view.name] = drop_utterances(view, gone, rows)
         owner.check()
-        write_rows(root, rows[~rows["id"].isin(gone)].reset_index(drop=True))
+        kept = rows[~rows["id"].isin(gone)].reset_index(drop=True)
+        write_rows(root, kept, tombstones=list(read_tombstones(root).names))
     return Forgotten(root.url, len(gone), {name: n for name, n in rewritten.items() if n})
 
 
@@ -118,13 +119,16 @@ class Compacted:
     after: dict[str, int]
 
 
-def compact(store: StorePath, *, progress: bool | None = None) -> Compacted:
+def compact(
+    store: StorePath, *, column_frames: int | None = None, progress: bool | None = None
+) -> Compacted:
     """Merge the parts of every view into one, in the order that one ingest would have given them.
 
     Killed at any point, nothing is lost; the same call does what is missing.
 
     Args:
         store: path or URL.
+        column_frames: frames of a column, as in `IngestConfig`; what suits the part by default.
         progress: whether to show a bar; None shows one on a terminal.
 
     Raises:
@@ -133,7 +137,7 @@ def compact(store: StorePath, *, progress: bool | None = None) -> Compacted:
     root = as_place(store)
     check_store(root)
     before, after = {}, {}
-    with root.locked() as owner:
+    with owned(root, again="compact") as owner:
         rows = read_rows(root)
         views = read_views(root)
         for view in views:
@@ -150,7 +154,7 @@ def compact(store: StorePath, *, progress: bool | None = None) -> Compacted:
             for view in views:
                 owner.check()
                 if before[view.name] > 1:
-                    rewrite(view, view.parts(), rows, tick=tick)
+                    rewrite(view, view.parts(), rows, column_frames=column_frames, tick=tick)
                 after[view.name] = len(view.parts())
     return Compacted(root.url, before, after)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +12,23 @@ import pandas as pd
 
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import Provenance, read_provenance, record_results
 
 _HEADINGS = {"mse": "MSE", "ccc": "CCC", "ccc_pooled": "CCC pooled"}
 _DPI = 150
+_PER_INCH = 17  # characters of the footer, of 7 points
 _BETTER, _WORSE, _OPEN = "#1b6ca8", "#b5432a", "0.45"
 
 
-def markdown_comparison(rows: pd.DataFrame, *, notes: Sequence[str] = ()) -> str:
+def markdown_comparison(
+    rows: pd.DataFrame, *, notes: Sequence[str] = (), provenance: Provenance | None = None
+) -> str:
     """Differences with intervals as a Markdown table.
 
     Args:
         rows: from `compare`, or several such tables concatenated.
         notes: caveats to print below.
+        provenance: what the values were computed from, said in the last line.
     """
     lines = [
         "| Target | Measure | First | Second | First value | Second value | Difference "
@@ -52,6 +58,8 @@ def markdown_comparison(rows: pd.DataFrame, *, notes: Sequence[str] = ()) -> str
     ]
     if notes:
         lines += ["", *(f"- {note}" for note in dict.fromkeys(notes))]
+    if provenance:
+        lines += ["", provenance.footer]
     return "\n".join(lines) + "\n"
 
 
@@ -71,6 +79,7 @@ def write_comparison(
     *,
     stem: str = "comparison",
     notes: Sequence[str] = (),
+    provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write `<stem>.md`, `<stem>.csv` and `<stem>.png`.
 
@@ -79,15 +88,19 @@ def write_comparison(
         out_dir: folder, made where it is missing.
         stem: of the file names.
         notes: caveats to print below table and figure.
+        provenance: what the values were computed from, said below both and recorded in the
+            folder's `provenance.json`.
 
     Raises:
-        AnalysisError: `rows` is empty.
+        AnalysisError: `rows` is empty, or a damaged `provenance.json`.
     """
     if rows.empty:
         raise AnalysisError("No comparison to write: the table has no row.")
     folder = Path(out_dir)
+    if provenance:
+        read_provenance(folder)  # a damaged one is to be known before anything is written
     contents = {
-        "md": markdown_comparison(rows, notes=notes),
+        "md": markdown_comparison(rows, notes=notes, provenance=provenance),
         "csv": rows.to_csv(index=False, na_rep="NaN"),
     }
     written = []
@@ -95,12 +108,19 @@ def write_comparison(
         with replacing(folder / f"{stem}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
         written.append(folder / f"{stem}.{suffix}")
-    draw_comparison(rows, folder / f"{stem}.png", notes=notes)
-    return [*written, folder / f"{stem}.png"]
+    draw_comparison(rows, folder / f"{stem}.png", notes=notes, provenance=provenance)
+    written.append(folder / f"{stem}.png")
+    if provenance:
+        record_results(folder, written, provenance)
+    return written
 
 
 def draw_comparison(
-    rows: pd.DataFrame, path: str | os.PathLike[str], *, notes: Sequence[str] = ()
+    rows: pd.DataFrame,
+    path: str | os.PathLike[str],
+    *,
+    notes: Sequence[str] = (),
+    provenance: Provenance | None = None,
 ) -> None:
     """A dot per difference with its interval, one panel per target (across) and measure (down).
 
@@ -108,6 +128,7 @@ def draw_comparison(
         rows: from `compare`, or several such tables concatenated.
         path: PNG file to write.
         notes: caveats printed below.
+        provenance: what the values were computed from, said below and in text chunks.
     """
     from matplotlib.figure import Figure
 
@@ -139,10 +160,14 @@ def draw_comparison(
         "Dots: first minus second, paired over held-out speakers. "
         f"Lines: {_level(rows)} bootstrap intervals."
     ]
-    figure.supxlabel(_plain("\n".join([*said, *notes])), fontsize=7, x=0.01, ha="left", color="0.3")
+    said += [*notes, *([provenance.footer] if provenance else [])]
+    at = int(_PER_INCH * figure.get_figwidth())
+    lines = [line for text in said for line in textwrap.wrap(text, at)]
+    figure.supxlabel(_plain("\n".join(lines)), fontsize=7, x=0.01, ha="left", color="0.3")
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white")
+        chunks = provenance.png if provenance else {}
+        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white", metadata=chunks)
 
 
 def _colour(low: float, high: float, *, lower_is_better: bool) -> str:

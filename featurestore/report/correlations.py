@@ -13,6 +13,7 @@ import xarray as xr
 
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import Provenance, read_provenance, record_results
 from featurestore.report.figures import ALL, group_dim, heatmap, overview
 from featurestore.report.names import file_names
 
@@ -22,6 +23,7 @@ def write_correlations(
     out_dir: str | os.PathLike[str],
     *,
     notes: Sequence[str] = (),
+    provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write what `correlate` found, for one or more targets.
 
@@ -31,6 +33,8 @@ def write_correlations(
         correlations: correlations per target, all with the same groups (`correlate_all`).
         out_dir: folder, made where it is missing.
         notes: caveats printed below the figures, such as that the weights are untrained.
+        provenance: what the correlations were computed from, said in the figures and recorded in
+            the folder's `provenance.json`.
 
     Returns:
         The files written: `correlation-<target>.csv` with columns group, layer, unit, r, p, n
@@ -39,11 +43,14 @@ def write_correlations(
         such as those of MFCC, get tables only, with their own dimensions as columns.
 
     Raises:
-        AnalysisError: no correlations, or targets grouped differently.
+        AnalysisError: no correlations, targets grouped differently, or a damaged
+            `provenance.json`.
     """
     if not correlations:
         raise AnalysisError("No correlations to write; give at least one target.")
     folder = Path(out_dir)
+    if provenance:
+        read_provenance(folder)  # a damaged one is to be known before anything is written
     written = []
     targets = file_names(correlations)
     for target, data in correlations.items():
@@ -52,12 +59,17 @@ def write_correlations(
             tidy(data).to_csv(temporary, index=False, na_rep="NaN")
         written.append(path)
     if all({"layer", "unit"} <= set(data["r"].dims) for data in correlations.values()):
-        written += _write_figures(correlations, folder, " ".join(notes) or None)
+        written += _write_figures(correlations, folder, " ".join(notes) or None, provenance)
+    if provenance:
+        record_results(folder, written, provenance)
     return written
 
 
 def _write_figures(
-    correlations: Mapping[str, xr.Dataset], folder: Path, note: str | None
+    correlations: Mapping[str, xr.Dataset],
+    folder: Path,
+    note: str | None,
+    provenance: Provenance | None,
 ) -> list[Path]:
     dims = {_group_column(data) for data in correlations.values()}
     if len(dims) > 1:
@@ -68,7 +80,7 @@ def _write_figures(
     by = dims.pop()
     if by == ALL:
         path = folder / f"heatmap-{ALL}.png"
-        heatmap(correlations, path, note=note)
+        heatmap(correlations, path, note=note, provenance=provenance)
         return [path]
     written = []
     held = {t: [str(g) for g in data[by].to_numpy()] for t, data in correlations.items()}
@@ -77,10 +89,10 @@ def _write_figures(
         path = folder / f"heatmap-{stem}.png"
         # A speaker may lack one target altogether and still be drawn for the others.
         have = {t: data for t, data in correlations.items() if group in held[t]}
-        heatmap(have, path, group=group, note=note)
+        heatmap(have, path, group=group, note=note, provenance=provenance)
         written.append(path)
     if names:
-        overview(correlations, folder / "overview.png", note=note)
+        overview(correlations, folder / "overview.png", note=note, provenance=provenance)
         written.append(folder / "overview.png")
     return written
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from featurestore.analysis.correlation import chance_abs_r
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import Provenance
 
 DPI = 150
 ALL = "all"  # group name of correlations over all utterances
@@ -33,6 +35,9 @@ ACCENT = "0.25"
 
 _LAYER_AXIS = "layer,  input \N{RIGHTWARDS ARROW} output"
 _MOST_LAYERS = 26  # whose names fit one under the other
+
+_PER_INCH = 15  # characters of the footer, of 8 points
+_LEGEND_WIDTH = 2.9  # inches, of what is undefined
 
 _FIRST = ("valence", "arousal")  # top to bottom, as in the paper
 
@@ -55,6 +60,7 @@ def heatmap(
     group: str | None = None,
     title: str | None = None,
     note: str | None = None,
+    provenance: Provenance | None = None,
 ) -> None:
     """Draw r of every unit, one panel per target, with the mean |r| of each layer beside it.
 
@@ -68,6 +74,7 @@ def heatmap(
         group: which speaker (or other group) to draw; None where there are none.
         title: first line; names the group by default.
         note: a caveat printed below, such as that the weights are untrained.
+        provenance: what the correlations were computed from, said below and in text chunks.
 
     Raises:
         AnalysisError: no correlations, not over layers and units, or no such group.
@@ -93,8 +100,7 @@ def heatmap(
     _style_bar(bar, "Pearson r")
     figure.suptitle(_plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
     undefined = any(bool(np.isnan(panel["r"].values).any()) for panel in panels.values())
-    _footer(figure, note, undefined)
-    _save(figure, path)
+    _finish(figure, path, note, undefined, provenance)
 
 
 def overview(
@@ -103,6 +109,7 @@ def overview(
     *,
     title: str | None = None,
     note: str | None = None,
+    provenance: Provenance | None = None,
 ) -> None:
     """Draw the mean |r| of each layer for every speaker, one panel per target.
 
@@ -111,6 +118,7 @@ def overview(
         path: PNG file to write.
         title: first line.
         note: a caveat printed below.
+        provenance: what the correlations were computed from, said below and in text chunks.
 
     Raises:
         AnalysisError: no correlations, or not over groups, layers and units.
@@ -149,8 +157,7 @@ def overview(
     figure.suptitle(_plain(title or f"Strength of correlation per {by} and layer"), fontsize=13)
     undefined = any(bool(np.isnan(values).any()) for values in strengths.values())
     hint = "Fewer utterances (n) give larger |r| by chance: compare rows of like n."
-    _footer(figure, f"{note}\n{hint}" if note else hint, undefined)
-    _save(figure, path)
+    _finish(figure, path, f"{note}\n{hint}" if note else hint, undefined, provenance)
 
 
 def _checked(data: xr.Dataset) -> xr.Dataset:
@@ -288,6 +295,22 @@ def _colours(name: str) -> Any:
     return matplotlib.colormaps[name].with_extremes(bad=UNDEFINED)
 
 
+def _finish(
+    figure: Figure,
+    path: str | os.PathLike[str],
+    note: str | None,
+    undefined: bool,
+    provenance: Provenance | None,
+) -> None:
+    """Write the figure with what has to be said below it and inside the file."""
+    if provenance is None:
+        _footer(figure, note, undefined)
+        _save(figure, path)
+    else:
+        _footer(figure, f"{note}\n{provenance.footer}" if note else provenance.footer, undefined)
+        _save(figure, path, provenance.png)
+
+
 def _footer(figure: Figure, note: str | None, undefined: bool) -> None:
     if undefined:
         figure.legend(
@@ -297,7 +320,11 @@ def _footer(figure: Figure, note: str | None, undefined: bool) -> None:
             fontsize=8,
         )
     if note:
-        figure.supxlabel(_plain(note), fontsize=8, x=0.01, ha="left", color="0.3")
+        # Neither cut off at the edge nor below the legend.
+        width = figure.get_figwidth() - (_LEGEND_WIDTH if undefined else 0)
+        at = int(width * _PER_INCH)
+        lines = [line for text in note.splitlines() for line in textwrap.wrap(text, at)]
+        figure.supxlabel(_plain("\n".join(lines)), fontsize=8, x=0.01, ha="left", color="0.3")
 
 
 def _plain(text: str) -> str:
@@ -305,8 +332,10 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def _save(
+    figure: Figure, path: str | os.PathLike[str], chunks: dict[str, str] | None = None
+) -> None:
     with replacing(path) as temporary, warnings.catch_warnings():
         # Names in scripts that the font lacks are drawn as boxes; files and tables keep them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=chunks)

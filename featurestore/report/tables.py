@@ -13,6 +13,7 @@ import pandas as pd
 from featurestore.analysis.regression import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import Provenance, read_provenance, record_results
 
 _STATISTICS = {
     "MSE mean": "mse_mean",
@@ -60,12 +61,15 @@ def caption(results: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def markdown_table(results: pd.DataFrame, *, notes: Sequence[str] = ()) -> str:
+def markdown_table(
+    results: pd.DataFrame, *, notes: Sequence[str] = (), provenance: Provenance | None = None
+) -> str:
     """A table as Markdown, with its caption and caveats.
 
     Args:
         results: what `evaluate` returned for one table.
         notes: caveats to print below, such as that the weights are untrained.
+        provenance: what the results were computed from, said in the last line.
     """
     table = long_table(results)
     lines = [
@@ -80,11 +84,17 @@ def markdown_table(results: pd.DataFrame, *, notes: Sequence[str] = ()) -> str:
     remarks = [*_undefined(results), *results.attrs.get("notes", []), *notes]
     if remarks:
         lines += ["", *(f"- {remark}" for remark in dict.fromkeys(remarks))]
+    if provenance:
+        lines += ["", provenance.footer]
     return "\n".join(lines) + "\n"
 
 
 def write_tables(
-    results: pd.DataFrame, out_dir: str | os.PathLike[str], *, notes: Sequence[str] = ()
+    results: pd.DataFrame,
+    out_dir: str | os.PathLike[str],
+    *,
+    notes: Sequence[str] = (),
+    provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write `table<N>.md`, `table<N>.csv` and `table<N>-folds.csv` for each table in `results`.
 
@@ -94,21 +104,25 @@ def write_tables(
         results: what `evaluate` returned, or several such results concatenated.
         out_dir: folder, made where it is missing.
         notes: caveats to print below the Markdown table.
+        provenance: what the results were computed from, said below the Markdown table and recorded
+            in the folder's `provenance.json`.
 
     Returns:
         The files written. The CSV files have all digits, and NaN where a value is undefined.
 
     Raises:
-        AnalysisError: `results` is empty.
+        AnalysisError: `results` is empty, or a damaged `provenance.json`.
     """
     if results.empty:
         raise AnalysisError("No results to write: the evaluation has no row.")
     folder = Path(out_dir)
+    if provenance:
+        read_provenance(folder)  # a damaged one is to be known before anything is written
     written = []
     for number in results["table"].unique():
         rows = results[results["table"] == number]
         contents = {
-            f"table{number}.md": markdown_table(rows, notes=notes),
+            f"table{number}.md": markdown_table(rows, notes=notes, provenance=provenance),
             f"table{number}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
             f"table{number}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
         }
@@ -116,6 +130,8 @@ def write_tables(
             with replacing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="\n")
             written.append(folder / name)
+    if provenance:
+        record_results(folder, written, provenance)
     return written
 
 

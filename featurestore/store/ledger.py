@@ -53,10 +53,23 @@ class View:
         return [self.part(name) for name in self.place.names("ledger")]
 
     def parts(self) -> list[Part]:
-        """Parts that count or will count once an ingest is finished, in name order."""
-        begun = [part for part in self.folders() if part.begun]
+        """Parts that count or will count once an ingest is finished, in the order of ingests.
+
+        Raises:
+            StoreError: a part has lost its plan or its ledger, and would vanish without a word.
+        """
         gone = {part.name for part in self.leftovers()}
-        return [part for part in begun if part.name not in gone]
+        folders = [part for part in self.folders() if part.name not in gone]
+        begun = [part for part in folders if part.begun]
+        known = {part.name for part in begun} | gone
+        lost = [part.name for part in folders if part.name not in known and part.recorded]
+        lost += {name.removesuffix(".zarr") for name in self.place.names("parts")} - known
+        if lost:
+            raise StoreError(
+                f"{min(lost)} of {self.place} has lost its {_PLAN} or its ledger; bring them back "
+                "from a copy, or remove what is left of the part and ingest its utterances again"
+            )
+        return sorted(begun, key=lambda part: (part.sequence, part.name))
 
     def leftovers(self) -> list[Part]:
         """What an interrupted rewrite has left: its own unfinished part, or those it replaced."""
@@ -115,6 +128,16 @@ class Part:
         return self.has(_PLAN)
 
     @property
+    def sequence(self) -> int:
+        """Place among the view's parts, which a part made from others inherits."""
+        return int(self.plan_record()["sequence"])
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything of it was ever committed."""
+        return self.complete or bool(self.committed_columns())
+
+    @property
     def complete(self) -> bool:
         """Whether its final success mark is there."""
         return self.has(_COMPLETE)
@@ -125,7 +148,7 @@ class Part:
         ids: Sequence[str],
         frames: np.ndarray,
         *,
-        replaces: Sequence[str] = (),
+        replaces: Sequence[Part] = (),
     ) -> None:
         """Record what the part will hold, unless that was done before.
 
@@ -137,8 +160,11 @@ class Part:
         """
         if self.begun:
             return
+        sequence = min((part.sequence for part in replaces), default=0)
         if replaces:
-            write_record(self.ledger, _REPLACES, {"parts": list(replaces)})
+            write_record(self.ledger, _REPLACES, {"parts": [part.name for part in replaces]})
+        else:
+            sequence = 1 + max((part.sequence for part in self.view.parts()), default=0)
         order = np.concatenate([np.asarray(column.members) for column in plan.columns])
         columns = np.repeat(
             [column.index for column in plan.columns], [len(c.members) for c in plan.columns]
@@ -152,6 +178,7 @@ class Part:
             "column_frames": plan.column_frames,
             "columns": len(plan.columns),
             "utterances": len(order),
+            "sequence": sequence,
             "table": [len(data), checksum(data)],
         }
         write_record(self.ledger, _PLAN, values)
@@ -162,7 +189,7 @@ class Part:
         Raises:
             StoreError: a damaged record.
         """
-        return read_record(self.ledger, _PLAN)
+        return self._own(_PLAN, "name")
 
     def planned(self) -> tuple[PartPlan, list[str], np.ndarray]:
         """The plan, the utterances that its members index, and the frames of each.
@@ -229,7 +256,7 @@ class Part:
 
     def finish(self, values: dict[str, Any]) -> None:
         """Set the final success mark."""
-        write_record(self.ledger, _COMPLETE, values)
+        write_record(self.ledger, _COMPLETE, {"part": self.name, **values})
 
     def completion(self) -> dict[str, Any]:
         """What the success mark says: utterances, objects besides those of columns, digest.
@@ -237,7 +264,14 @@ class Part:
         Raises:
             StoreError: a damaged record.
         """
-        return read_record(self.ledger, _COMPLETE)
+        return self._own(_COMPLETE, "part")
+
+    def _own(self, key: str, name: str) -> dict[str, Any]:
+        """A record that says whose it is, so that another part's in its place is noticed."""
+        found = read_record(self.ledger, key)
+        if found.get(name) != self.name:
+            raise StoreError(f"{self.ledger}/{key} is the record of another part")
+        return found
 
     def supersede(self) -> None:
         """Let the part count no more; `View.sweep` removes it."""
@@ -273,12 +307,13 @@ def read_views(root: Place) -> list[View]:
     """
     views = root / "views"
     return [
-        View(
-            views / name,
-            ViewConfig.from_json(
-                read_record(views / name, "view.json"), source=f"{views}/{name}/view.json"
-            ),
-        )
-        for name in views.names()
-        if (views / name).exists("view.json")
+        _read_view(views / name) for name in views.names() if (views / name).exists("view.json")
     ]
+
+
+def _read_view(place: Place) -> View:
+    source = f"{place}/view.json"
+    config = ViewConfig.from_json(read_record(place, "view.json"), source=source)
+    if config.name != place.name:
+        raise StoreError(f"{source} is the record of another view, {config.name}")
+    return View(place, config)

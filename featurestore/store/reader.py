@@ -50,7 +50,13 @@ class _OpenPart:
     extents: tuple[_Extent, ...]
 
     def array(self, path: str) -> zarr.Array:
-        return zarr.open_array(self.store, path=path, mode="r", zarr_format=3)
+        try:
+            return zarr.open_array(self.store, path=path, mode="r", zarr_format=3)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.part.arrays}/{path} cannot be read; 'featurestore verify' says what is "
+                "damaged"
+            ) from error
 
 
 def _open_part(part: Part, rows: pd.DataFrame) -> _OpenPart:

@@ -7,11 +7,14 @@ same bytes, so a flipped bit, a truncation and an edit by hand are all noticed.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from featurestore.errors import StoreError
 from featurestore.storage import Place
 from featurestore.storage.arrays import checksum
+from featurestore.storage.locks import Owner
 
 FORMAT = "featurestore"
 FORMAT_VERSION = 2
@@ -21,9 +24,13 @@ _SEAL = "crc32"
 
 def seal(values: dict[str, Any]) -> bytes:
     """A record as it is written."""
-    text = json.dumps(values, indent=1, ensure_ascii=False).encode()
-    sealed = {**values, _SEAL: f"{checksum(text):08x}"}
-    return json.dumps(sealed, indent=1, ensure_ascii=False).encode()
+    return _text({**values, _SEAL: f"{checksum(_text(values)):08x}"})
+
+
+def _text(values: dict[str, Any]) -> bytes:
+    # Without indentation, which would cost fifty times as long: a record may name a thousand
+    # utterances.
+    return json.dumps(values, ensure_ascii=False).encode()
 
 
 def unseal(data: bytes, where: str) -> dict[str, Any]:
@@ -134,3 +141,25 @@ def _version(data: bytes) -> int:
         return int(values["version"]) if values["format"] == FORMAT else -1
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+@contextmanager
+def owned(root: Place, *, again: str) -> Iterator[Owner]:
+    """Be the one who writes to a store, while the block runs.
+
+    Args:
+        root: the store.
+        again: what goes on where this was interrupted, such as "ingest".
+
+    Raises:
+        StoreError: somebody else is writing, or the disk, the network or a permission is in the
+        way.
+    """
+    try:
+        with root.locked() as owner:
+            yield owner
+    except OSError as error:
+        raise StoreError(
+            f"writing to {root} failed: {error.strerror or error}. What is written is safe; run "
+            f"the same {again} again to go on once the cause is mended"
+        ) from error

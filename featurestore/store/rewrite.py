@@ -37,6 +37,7 @@ def rewrite(
     rows: pd.DataFrame,
     *,
     drop: Collection[str] = (),
+    column_frames: int | None = None,
     tick: Callable[[float], None] = lambda amount: None,
 ) -> Part | None:
     """One part that stands for several, without some of their utterances.
@@ -48,6 +49,7 @@ def rewrite(
         sources: complete, or with some columns committed, which is what is taken of them.
         rows: labels of all utterances.
         drop: ids that are left out.
+        column_frames: frames of a column; what suits the part by default.
         tick: called with 1 per column written.
 
     Returns:
@@ -63,13 +65,12 @@ def rewrite(
         view.sweep()
         return None
     ids = list(found["id"])
-    plan = plan_part(ids, found["planned"].to_numpy(int), width=_width(view))
+    lengths = found["planned"].to_numpy(int)
+    plan = plan_part(ids, lengths, frames=column_frames, width=_width(view))
     if plan.name in {part.name for part in sources}:
         raise StoreError(f"{sources[0].name} of view {view.name} would be rewritten to itself")
     part = view.part(plan.name)
-    part.begin(
-        plan, ids, found["planned"].to_numpy(int), replaces=[source.name for source in sources]
-    )
+    part.begin(plan, ids, lengths, replaces=sources)
     writer = PartWriter(part, plan.layout)
     opened = {source.name: source.reading() for source in sources}
     for column in plan.columns:

@@ -8,10 +8,14 @@ correcting labels touches no array and cannot end half done; the name says what 
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from featurestore.errors import StoreError
 from featurestore.storage import Place
@@ -19,6 +23,7 @@ from featurestore.storage.arrays import checksum
 
 _FOLDER = "manifest"
 _NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.parquet")
+_TOMBSTONES = b"featurestore.tombstones"
 _PLACE = ("path", "start", "end")
 
 
@@ -28,41 +33,74 @@ def rows_version(root: Place) -> str:
     return max(names, key=lambda name: int(name.partition("-")[0]), default="")
 
 
-def read_rows(root: Place) -> pd.DataFrame:
-    """Every row, text as Python strings ("" where missing) and numbers as float64.
+def _read(root: Place) -> bytes | None:
+    """The current table's bytes, as they were written; None before the first one.
 
     Raises:
-        StoreError: a damaged table.
+        StoreError: they are not, or the table is gone.
     """
-    for attempt in range(3):
+    for _ in range(3):
         name = rows_version(root)
         if not name:
-            return pd.DataFrame({name: np.array([], object) for name in ("id", "path", "speaker")})
+            if not root.names("views"):
+                return None
+            raise StoreError(
+                f"the store's table of speakers and labels is missing from {root}/{_FOLDER}; bring "
+                "it back from a copy"
+            )
         try:
             data = root.read(f"{_FOLDER}/{name}")
-            break
-        except FileNotFoundError:  # replaced since it was listed
-            if attempt == 2:
-                raise StoreError(f"cannot read {root}/{_FOLDER}/{name}") from None
+        except FileNotFoundError:
+            continue  # replaced since it was listed
         except OSError as error:
             raise StoreError(
                 f"cannot read {root}/{_FOLDER}/{name}: {error.strerror or error}"
             ) from None
-    try:
         if f"{checksum(data):08x}" != name.partition("-")[2].removesuffix(".parquet"):
-            raise ValueError("it is not what was written")
-        table = pd.read_parquet(io.BytesIO(data))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(
-            f"cannot read the store's record {root}/{_FOLDER}/{name}: {reason}"
-        ) from None
+            raise StoreError(f"the store's record {root}/{_FOLDER}/{name} is not what was written")
+        return data
+    raise StoreError(f"cannot read {root}/{_FOLDER}: it is replaced all the time")
+
+
+def read_rows(root: Place) -> pd.DataFrame:
+    """Every row, text as Python strings ("" where missing) and numbers as float64.
+
+    Raises:
+        StoreError: a damaged or missing table.
+    """
+    data = _read(root)
+    if data is None:
+        return pd.DataFrame({name: np.array([], object) for name in ("id", "path", "speaker")})
+    table = pd.read_parquet(io.BytesIO(data))
     return pd.DataFrame({str(name): _normal(table[name]) for name in table})
 
 
-def write_rows(root: Place, rows: pd.DataFrame) -> None:
-    """Replace the table."""
-    data = rows.to_parquet(index=False)
+def tombstones_of(root: Place) -> list[str]:
+    """Names of the tombstones that there were when the table was written: none may be missing.
+
+    Raises:
+        StoreError: a damaged or missing table.
+    """
+    data = _read(root)
+    if data is None:
+        return []
+    found = pq.read_schema(io.BytesIO(data)).metadata or {}
+    return list(json.loads(found.get(_TOMBSTONES, b"[]")))
+
+
+def write_rows(root: Place, rows: pd.DataFrame, *, tombstones: Sequence[str]) -> None:
+    """Replace the table.
+
+    Args:
+        root: the store.
+        rows: all of them.
+        tombstones: names of those that must be there from now on.
+    """
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    more = {_TOMBSTONES: json.dumps(sorted(tombstones)).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **more}), buffer)
+    data = buffer.getvalue()
     before = [name for name in root.names(_FOLDER) if _NAME.fullmatch(name)]
     number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
     root.create(f"{_FOLDER}/{number:05d}-{checksum(data):08x}.parquet", data)

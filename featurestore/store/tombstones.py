@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from featurestore.errors import StoreError
 from featurestore.storage import Place
 from featurestore.storage.locks import new_token
 from featurestore.store.records import read_record, seal
+from featurestore.store.rows import tombstones_of
 
 _FOLDER = "tombstones"
 _KEY = f"{_FOLDER}/key.json"
@@ -66,6 +68,12 @@ def read_tombstones(root: Place) -> Tombstones:
         StoreError: a damaged record.
     """
     names = [name for name in root.names(_FOLDER) if name != "key.json"]
+    missing = set(tombstones_of(root)) - set(names)
+    if missing:
+        raise StoreError(
+            f"{root}/{_FOLDER}/{min(missing)} is missing: what was forgotten could come back; "
+            "bring it back from a copy"
+        )
     if not names:
         return Tombstones(b"", {}, frozenset())
     key = bytes.fromhex(str(read_record(root, _KEY)["key"]))
@@ -87,16 +95,24 @@ def add_tombstone(root: Place, *, speakers: Iterable[str], ids: Iterable[str], w
     root.create(f"{_FOLDER}/{new_token()}.json", seal(values))
 
 
-def readmit(root: Place, table: pd.DataFrame) -> None:
-    """Take back the marks of everything in a manifest."""
+def readmit(root: Place, table: pd.DataFrame) -> list[str]:
+    """Take back the marks of everything in a manifest; names of tombstones that are empty now."""
     found = read_tombstones(root)
     if not found.hashes:
-        return
+        return []
+    empty = []
     back = {_hash(found.key, "speaker", name) for name in table["speaker"].unique()}
     back |= {_hash(found.key, "utterance", id) for id in table["id"]}
     for name, record in found.names.items():
         kept = [one for one in record["hashes"] if one not in back]  # type: ignore[attr-defined]
         if not kept:
-            root.delete(f"{_FOLDER}/{name}")
+            empty.append(name)
         elif len(kept) < len(record["hashes"]):  # type: ignore[arg-type]
             root.replace(f"{_FOLDER}/{name}", seal({**record, "hashes": kept}))
+    return empty
+
+
+def remove_tombstones(root: Place, names: Iterable[str]) -> None:
+    """Remove tombstones that the store's table no longer asks for."""
+    for name in names:
+        root.delete(f"{_FOLDER}/{name}")

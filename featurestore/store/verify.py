@@ -14,7 +14,7 @@ from featurestore.storage.arrays import checksum
 from featurestore.storage.locks import LEASE
 from featurestore.store.contents import Row, check_column
 from featurestore.store.ledger import Part, View, read_views
-from featurestore.store.records import MARK, check_store
+from featurestore.store.records import MARK, check_store, owned
 from featurestore.store.rows import read_rows, rows_version
 from featurestore.store.table import read_columns
 from featurestore.store.tombstones import read_tombstones
@@ -89,13 +89,15 @@ def verify(path: str | os.PathLike[str] | Place, *, progress: bool | None = None
     known |= {f"tombstones/{name}" for name in root.names("tombstones")}
     heard: dict[str, str] = {}
     utterances = size = parts = 0
-    columns = sum(len(part.committed_columns()) for view in views for part in view.parts())
+    parts_of, lost = _parts(views)
+    problems += lost
+    columns = sum(len(part.committed_columns()) for held in parts_of.values() for part in held)
     with progress_bar("Verifying", columns, unit="columns", show=progress) as tick:
         for view in views:
             known.add(f"views/{view.name}/view.json")
             seen: set[str] = set()
             problems += _leftovers(view, known)
-            for part in view.parts():
+            for part in parts_of[view.name]:
                 found, rows, read = _verify_part(part, tick, known)
                 found += [(what, None, False) for what in _verify_ids(rows, seen, heard)]
                 problems += [Problem(view.name, part.name, *one) for one in found]
@@ -116,13 +118,21 @@ def _check_top(root: Place) -> tuple[list[Problem], list[View]]:
         except StoreError as error:
             problems.append(Problem("", "", str(error)))
     try:
-        views = read_views(root)
+        return problems, read_views(root)
     except StoreError as error:
         return [*problems, Problem("", "", str(error))], []
+
+
+def _parts(views: Sequence[View]) -> tuple[dict[str, list[Part]], list[Problem]]:
+    """Parts of each view, and what is wrong where one has lost its records."""
+    found, problems = {}, []
     for view in views:
-        if view.config.name != view.name:
-            problems.append(Problem(view.name, "", "its view.json describes another view"))
-    return problems, [view for view in views if view.config.name == view.name]
+        try:
+            found[view.name] = view.parts()
+        except StoreError as error:
+            problems.append(Problem(view.name, "", str(error)))
+            found[view.name] = []
+    return found, problems
 
 
 def _leftovers(view: View, known: set[str]) -> list[Problem]:
@@ -277,7 +287,7 @@ def repair(path: str | os.PathLike[str] | Place, found: Verification) -> int:
     """
     root = as_place(path)
     touched = set()
-    with root.locked():
+    with owned(root, again="repair"):
         for view in read_views(root):
             view.sweep()
             for part in view.parts():

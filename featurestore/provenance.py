@@ -1,0 +1,419 @@
+"""What results were computed from: said in and beside them, and compared with the store as it is.
+
+`provenance.json` in a folder of results has one entry per file. It is written after the files, so
+that an interruption leaves a file that counts as changed and never one that counts as current.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from featurestore import __version__
+from featurestore.errors import AnalysisError, FeatureStoreError
+from featurestore.files import replacing
+from featurestore.storage import Place, as_place, is_url
+from featurestore.store.reader import Store, open_store
+from featurestore.store.records import MARK
+from featurestore.store.summary import store_state
+from featurestore.types import NETWORK
+
+NAME = "provenance.json"
+_FORMAT, _VERSION = "featurestore results", 1
+_LIBRARIES = ("dask", "jax", "matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "xarray")
+_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]*@")  # user:password@ of a URL
+_SHA256, _STATE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{16}")
+
+Status = Literal["current", "moved on", "store gone", "store unreadable", "changed", "deleted"]
+StoreName = str | os.PathLike[str] | Place
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What one computation's results were computed from.
+
+    Attributes:
+        facts: plain values: store (absolute path or URL), state (16 hex digits), views, weights
+            (fingerprint) and weights_source, capture, statistic, targets, options, featurestore and
+            versions of libraries, command, directory it ran in, made (UTC).
+    """
+
+    facts: Mapping[str, Any]
+
+    @property
+    def store(self) -> str:
+        """Absolute path or URL."""
+        return str(self.facts["store"])
+
+    @property
+    def state(self) -> str:
+        """Fingerprint of what the store held."""
+        return str(self.facts["state"])
+
+    @property
+    def footer(self) -> str:
+        """One line to print below a figure or table."""
+        views = self.facts["views"]
+        return f"state {self.state}, view{'s' * (len(views) > 1)} {', '.join(views)}"
+
+    @property
+    def png(self) -> dict[str, str]:
+        """Text chunks of a PNG file: what does not tell a reader of a paper about our disks.
+
+        Without the time, so that the same results are the same bytes.
+        """
+        said = {
+            "store": re.split(r"[/\\]", self.store.rstrip("/"))[-1],
+            "state": self.state,
+            "view": ", ".join(self.facts["views"]),
+            **{key: self.facts[key] for key in ("weights", "weights_source", "capture")},
+            "statistic": self.facts["statistic"],
+            "targets": ", ".join(self.facts["targets"]),
+            "version": self.facts["featurestore"],
+        }
+        return {f"featurestore.{key}": str(value) for key, value in said.items() if value}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A store opened by `reading`, and the state that it was in before anything of it was read."""
+
+    store: Store
+    state: str
+
+    def provenance(
+        self,
+        *,
+        views: Sequence[str] = (NETWORK,),
+        capture: str | None = None,
+        statistic: str | None = None,
+        targets: Sequence[str] = (),
+        weights: tuple[str, str] | None = None,
+        command: str | None = None,
+        **options: Any,
+    ) -> Provenance:
+        """What has been computed was computed from this. To be called when it has been.
+
+        Args:
+            views: names or kinds of those that were read, the network's first.
+            capture: that was read; the first view's first one by default.
+            statistic: over an utterance's frames.
+            targets: labels.
+            weights: fingerprint and source, where they are not those of a view.
+            command: command line or function call; that of this process by default.
+            options: other choices, as plain values.
+
+        Raises:
+            AnalysisError: the store has changed since `reading` opened it.
+            StoreError: no such view.
+        """
+        configs = [self.store.config(view) for view in views]
+        networks = [(one.weights, one.weights_source) for one in configs if one.weights]
+        fingerprint, source = weights or next(iter(networks), ("", ""))
+        captures = configs[0].captures[:1] if configs else ()
+        self.check()
+        return Provenance(
+            {
+                "store": _absolute(self.store.path),
+                "state": self.state,
+                "views": [one.name for one in configs],
+                "weights": fingerprint,
+                "weights_source": source,
+                "capture": capture or next(iter(captures), ""),
+                "statistic": statistic or "",
+                "targets": list(targets),
+                "options": options,
+                "featurestore": __version__,
+                "versions": _versions(),
+                "command": _PASSWORD.sub("", command or shlex.join(sys.argv)),
+                "directory": str(Path.cwd()),
+                "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
+
+    def check(self) -> None:
+        """Compare the store with what it was.
+
+        Raises:
+            AnalysisError: it has changed, or can no longer be read.
+        """
+        now = _look(self.store.place)
+        if not now.state:
+            raise AnalysisError(
+                f"whether {self.store.path} changed while it was read cannot be said, so nothing "
+                f"was written: {now.said}"
+            )
+        if now.state != self.state:
+            raise AnalysisError(
+                f"{self.store.path} changed while it was read: its state was {self.state}, it is "
+                f"now {now.state}. Results would mix the two, so nothing was written; run the same "
+                "command again when nothing is being ingested"
+            )
+
+
+@contextmanager
+def reading(store: StoreName) -> Iterator[Source]:
+    """Open a store for an analysis that says what it was computed from.
+
+        with reading("iemocap.store") as source:
+            found = fs.correlate(source.store, target="arousal")
+            origin = source.provenance(targets=["arousal"], statistic="mean")
+        write_correlations({"arousal": found}, "figures", provenance=origin)
+
+    Raises:
+        StoreError: not a store, or records that cannot be read.
+        AnalysisError: something went wrong in the block, and the store has changed meanwhile.
+    """
+    place = as_place(store)
+    # The state first: whatever is read of a store that changes after this does not count.
+    state = store_state(place)
+    source = Source(open_store(place), state)
+    try:
+        yield source
+    except Exception as error:
+        # A chunk that was not there is what a change looks like from inside.
+        try:
+            source.check()
+        except AnalysisError as changed:
+            raise changed from error
+        raise
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A store as it is: its state, or why there is none."""
+
+    state: str = ""
+    gone: bool = False
+    said: str = ""
+
+
+def _look(store: StoreName) -> _Seen:
+    try:
+        place = as_place(store)
+        if not place.exists(MARK):
+            return _Seen(gone=True, said=f"the store is gone: {place}")
+        return _Seen(store_state(place))
+    except (FeatureStoreError, OSError) as error:
+        return _Seen(said=f"the store cannot be read: {error}")
+
+
+def _absolute(store: str) -> str:
+    return _PASSWORD.sub("", store) if is_url(store) else os.path.abspath(store)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of what computes and draws results."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def record_results(
+    folder: str | os.PathLike[str], files: Sequence[Path], provenance: Provenance
+) -> Path:
+    """Add files to the `provenance.json` of their folder; what it says of others stays.
+
+    Args:
+        folder: of the results.
+        files: results, already written.
+        provenance: of all of them.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        AnalysisError: a `provenance.json` that is damaged, or not ours.
+    """
+    path = Path(folder) / NAME
+    with _alone(Path(folder)):
+        found = read_provenance(folder)
+        for file in files:
+            name = file.relative_to(folder).as_posix()
+            found[name] = {"sha256": _sha256(file), **provenance.facts}
+        values = {"format": _FORMAT, "version": _VERSION, "files": dict(sorted(found.items()))}
+        with replacing(path) as temporary:
+            text = json.dumps(values, indent=1, ensure_ascii=False, default=str)
+            temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other command is changing the folder's `provenance.json`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Locking the folder leaves no file behind. Some network file systems cannot: go on without.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_provenance(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """What a folder's `provenance.json` says, by file name; empty where there is none.
+
+    Raises:
+        AnalysisError: it is damaged, or not ours.
+    """
+    path = Path(folder) / NAME
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise ValueError(f"its format is not '{_FORMAT}'")
+        if values["version"] != _VERSION:
+            raise ValueError(
+                f"it has version {values['version']}, this featurestore reads {_VERSION}"
+            )
+        files = values["files"]
+        for name, facts in files.items():
+            sound = _SHA256.fullmatch(facts["sha256"]) and _STATE.fullmatch(facts["state"])
+            if not sound or not isinstance(facts["store"], str):
+                raise ValueError(f"its entry of '{name}' is incomplete")
+        return dict(files)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise AnalysisError(
+            f"{path} does not say what the results beside it were computed from: {reason}. Delete "
+            "it and run their commands again, or write to another folder"
+        ) from None
+
+
+def older_results(folder: str | os.PathLike[str], provenance: Provenance) -> list[str]:
+    """Names of a folder's files that were computed from the same store in another state.
+
+    Raises:
+        AnalysisError: its `provenance.json` is damaged, or not ours.
+    """
+    return [
+        name
+        for name, facts in read_provenance(folder).items()
+        if facts["state"] != provenance.state
+        and _same(facts["store"], provenance.store)
+        and (Path(folder) / name).exists()
+    ]
+
+
+def _same(one: str, other: str) -> bool:
+    local = not is_url(one) and not is_url(other)
+    return one == other or (local and os.path.realpath(one) == os.path.realpath(other))
+
+
+@dataclass(frozen=True)
+class CheckedResult:
+    """A result, and whether it is what its store says now.
+
+    Attributes:
+        file: its name in the folder.
+        status: `current`; `moved on`, the store has; `store gone`; `store unreadable`; `changed`
+            or `deleted`, the file was since it was recorded.
+        said: the status as a sentence.
+        store: path or URL it was computed from.
+        state: of the store when it was.
+        now: state of the store; "" where it cannot be read.
+        command: that made it.
+        directory: that the command ran in.
+    """
+
+    file: str
+    status: Status
+    said: str
+    store: str
+    state: str
+    now: str
+    command: str
+    directory: str
+
+    @property
+    def current(self) -> bool:
+        """Whether the file is unchanged and the store is in the state it was computed from."""
+        return self.status == "current"
+
+
+def check_results(
+    folder: str | os.PathLike[str], store: StoreName | None = None
+) -> list[CheckedResult]:
+    """Compare a folder's results with the stores that they were computed from.
+
+    Args:
+        folder: that `correlate`, `evaluate` or `finetune` wrote into.
+        store: where the store is now, if it was moved; it then counts as the store of every result.
+
+    Returns:
+        One entry per file of `provenance.json`, by name.
+
+    Raises:
+        AnalysisError: the folder has no `provenance.json`, or a damaged one.
+        StoreError: `store` is not a store.
+    """
+    path = Path(folder) / NAME
+    found = read_provenance(folder)
+    if not path.exists():
+        raise AnalysisError(
+            f"{path} does not exist, so nothing says what is in {folder}: results of a "
+            "manifest, and those of featurestore 0.2 and older, have none; run the "
+            "commands again on a store"
+        )
+    given = None if store is None else _Seen(store_state(store))
+    seen = {facts["store"] for facts in found.values()}
+    stores = {one: given or _look(one) for one in seen}
+    return [
+        _checked(Path(folder), name, facts, stores[facts["store"]]) for name, facts in found.items()
+    ]
+
+
+def _checked(folder: Path, name: str, facts: Mapping[str, Any], now: _Seen) -> CheckedResult:
+    status: Status = "current"
+    said = "current"
+    if not now.state:
+        status, said = "store gone" if now.gone else "store unreadable", now.said
+    elif now.state != facts["state"]:
+        status = "moved on"
+        said = (
+            f"the store has moved on: computed from state {facts['state']}, it is now {now.state}"
+        )
+    also = "" if status == "current" else f"; {said}"
+    try:
+        if _sha256(folder / name) != facts["sha256"]:
+            status, said = "changed", f"the file changed since it was computed{also}"
+    except FileNotFoundError:
+        status, said = "deleted", "the file was deleted since it was computed"
+    return CheckedResult(
+        file=name,
+        status=status,
+        said=said,
+        store=facts["store"],
+        state=facts["state"],
+        now=now.state,
+        command=str(facts.get("command", "")),
+        directory=str(facts.get("directory", "")),
+    )

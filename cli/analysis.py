@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featurestore.cli.app import JsonOption, app, example, note, print_json
+from featurestore.cli.ingest import cluster_client
 from featurestore.cli.store import StoreArgument
 from featurestore.types import NETWORK, Statistic
 
@@ -35,6 +36,13 @@ CaptureOption = Annotated[
 ]
 NoteOption = Annotated[
     list[str] | None, typer.Option("--note", help="A caveat to print under every figure and table.")
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Read the store on a dask cluster: local, local:N (processes), or the address of a "
+        "scheduler, such as tcp://host:8786."
+    ),
 ]
 
 _NAMED = 12  # files that are listed by name
@@ -83,6 +91,7 @@ def correlate(
     capture: CaptureOption = None,
     statistic: Annotated[Statistic, typer.Option(help="Over each utterance's frames.")] = "mean",
     notes: NoteOption = None,
+    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Correlate every unit with a label: heat maps of layers by units, and tables of r, p and n."""
@@ -91,7 +100,7 @@ def correlate(
     from featurestore.report.correlations import write_correlations
 
     check_folder(output)
-    with analysis_notes(), reading(store) as source:
+    with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         found = correlate_all(
             source.store, targets=target, by=by, view=view, capture=capture, statistic=statistic
         )
@@ -123,6 +132,7 @@ def evaluate(
     capture: CaptureOption = None,
     features: Annotated[int, typer.Option(min=1, help="Units selected in each fold.")] = 100,
     notes: NoteOption = None,
+    scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict labels from features, leaving one speaker out: the paper's Tables 1 and 2."""
@@ -133,7 +143,7 @@ def evaluate(
 
     check_folder(output)
     targets = tuple(target or ("valence", "arousal"))
-    with analysis_notes(), reading(store) as source:
+    with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         results = run(
             source.store,
             targets=targets,

@@ -20,6 +20,7 @@ _ORDER = [
     "verify",
     "compact",
     "forget",
+    "upgrade",
     "export",
     "correlate",
     "evaluate",

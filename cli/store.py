@@ -238,3 +238,17 @@ def compact(store: StoreArgument, quiet: QuietOption = False, as_json: JsonOptio
         return
     for view, count in done.before.items():
         print(f"{view}: {count} parts before, {done.after[view]} now")
+
+
+@app.command(epilog=example("featurestore upgrade old.store"))
+def upgrade(store: StoreArgument, quiet: QuietOption = False, as_json: JsonOption = False) -> None:
+    """Bring a store of featurestore 0.1 or 0.2 to the current format, in place."""
+    from featurestore.store.upgrade import upgrade as run
+
+    parts = run(store, progress=False if quiet else None)
+    if as_json:
+        print_json({"store": store, "parts": parts})
+    else:
+        print(
+            f"{store}: {parts} parts have checksums of every file now; 'featurestore verify' them"
+        )

@@ -51,19 +51,20 @@ class Differences:
         return max((value for values in self.pooled.values() for value in values), default=0.0)
 
 
-def certify(setup: Setup, part: Part, rows: pd.DataFrame) -> dict[str, Any]:
+def certify(setup: Setup, part: Part, rows: pd.DataFrame, stored: pd.DataFrame) -> dict[str, Any]:
     """A part's certificate, as plain values without ids; empty where there is nothing to say.
 
     Args:
         setup: how the part was made.
         part: whose columns are all committed.
         rows: manifest rows of its utterances.
+        stored: what its records say of them.
     """
     front_end = setup.front_end(part.view.config.kind)
     if not part.view.config.captures or front_end is None or not setup.config.certified:
         return {}
-    stored = [row for record in part.committed().values() for row in record["utterances"]]
-    chosen = choose(stored, setup.config.certified, seed=part.name)
+    picked = choose(len(stored), setup.config.certified, seed=part.name)
+    chosen = stored.iloc[picked].to_dict("records")
     encoder = setup.encoder if part.view.config.is_network else None
     found = compare(part, chosen, rows, encoder=encoder, front_end=front_end)
     if not found.utterances:
@@ -76,11 +77,11 @@ def certify(setup: Setup, part: Part, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def choose(stored: Sequence[dict[str, Any]], count: int, *, seed: str) -> list[dict[str, Any]]:
-    """Some utterances, the same ones for the same seed."""
+def choose(total: int, count: int, *, seed: str) -> np.ndarray:
+    """Some of several, the same ones for the same seed."""
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
-    picked = np.random.default_rng(number).permutation(len(stored))[:count]
-    return [stored[i] for i in sorted(picked.tolist())]
+    rng = np.random.default_rng(number)
+    return np.sort(rng.choice(total, min(count, total), replace=False))
 
 
 def compare(

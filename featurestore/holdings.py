@@ -12,6 +12,7 @@ import pandas as pd
 from featurestore.store.ledger import Part, View
 from featurestore.store.rows import moved_files, moved_segments
 from featurestore.store.table import MEASURED, read_columns
+from featurestore.store.writer import read_committed
 from featurestore.survey import audio_digests, stamps
 
 
@@ -63,8 +64,8 @@ def holdings(view: View) -> Holdings:
             held = columns["id"] != ""
             tables.append({name: columns[name][held] for name in _KNOWN})
             continue
-        rows = [row for record in part.committed().values() for row in record["utterances"]]
-        tables.append({name: np.array([row[name] for row in rows], object) for name in _KNOWN})
+        rows = read_committed(part).table
+        tables.append({name: rows[name].to_numpy(object) for name in _KNOWN})
         unfinished.append((part, frozenset(part.planned()[1])))
     every = {
         name: np.concatenate([np.array([], object), *(one[name] for one in tables)])

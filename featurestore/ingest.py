@@ -34,7 +34,7 @@ from featurestore.store.rewrite import drop_utterances
 from featurestore.store.rows import read_rows, write_rows
 from featurestore.store.tombstones import read_tombstones, remove_tombstones
 from featurestore.store.tombstones import readmit as take_back
-from featurestore.store.writer import Origin, PartWriter, finish_part
+from featurestore.store.writer import Origin, PartWriter, finish_part, read_committed
 from featurestore.types import VIEWS, FrameDtype
 from featurestore.weights import Weights
 
@@ -402,21 +402,19 @@ def _finish(run: _Run) -> tuple[dict[str, float], list[Skipped]]:
     plan = run.plan
     added: dict[str, float] = {}
     aside: dict[tuple[str, str], list[str]] = {}
-    paths: dict[str, str] = {}
     for job in plan.jobs:
-        paths.update(zip(job.rows["id"], job.rows["path"], strict=True))
         for kind, (part, missing) in job.parts.items():
-            records = part.committed()
-            for index, record in records.items():
-                if index in missing:
-                    added.update({u["id"]: u["duration_s"] for u in record["utterances"]})
-                for one in record["set_aside"]:
-                    aside.setdefault((one["id"], one["reason"]), []).append(kind)
-            if len(records) == len(job.plan.columns):
+            found = read_committed(part)
+            new = found.table[found.table["column"].isin(list(missing))]
+            added.update(zip(new["id"], new["duration_s"], strict=True))
+            for one in found.set_aside:
+                aside.setdefault((one.id, one.reason), []).append(kind)
+            if len(part.committed_columns()) == len(job.plan.columns):
                 run.owner.check()
-                finish_part(
-                    part, job.rows, job.plan, certificate=certify(plan.setup, part, job.rows)
-                )
+                certificate = certify(plan.setup, part, job.rows, found.table)
+                finish_part(part, job.rows, job.plan, found, certificate=certificate)
+    wanted = plan.rows[plan.rows["id"].isin([id for id, _ in aside])]
+    paths = dict(zip(wanted["id"], wanted["path"], strict=True))
     skipped = [
         Skipped(id, paths[id], tuple(kinds), reason) for (id, reason), kinds in aside.items()
     ]

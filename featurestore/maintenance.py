@@ -270,7 +270,7 @@ def _relocated(rows: pd.DataFrame, audio: str | os.PathLike[str] | None) -> pd.D
     root = as_place(audio)
 
     def find(path: str) -> str:
-        names = path.replace("://", "/").split("/")
+        names = [name for name in path.replace("://", "/").split("/") if name]
         ends = ("/".join(names[i:]) for i in range(len(names)))
         there = next((end for end in ends if end and root.exists(end)), names[-1])
         return f"{root.url}/{there}"

@@ -22,6 +22,7 @@ COMMANDS = (
     ("verify",),
     ("compact",),
     ("forget",),
+    ("upgrade",),
     ("export",),
     ("correlate",),
     ("evaluate",),

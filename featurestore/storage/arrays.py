@@ -26,7 +26,6 @@ from featurestore.errors import StoreError
 from featurestore.storage.place import Place
 
 Objects = dict[str, list[int]]  # [bytes, CRC-32] by key
-_METADATA = "zarr.json"
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -54,7 +53,7 @@ class PlaceStore(Store):
         read_only: bool = False,
         expected: Mapping[str, list[int]] | None = None,
     ) -> None:
-        """`expected` says what some keys hold: those of metadata are checked when they are read."""
+        """`expected` says what some keys hold, which is checked when they are read whole."""
         super().__init__(read_only=read_only)
         self.place = place
         self.expected = expected or {}
@@ -108,7 +107,7 @@ class PlaceStore(Store):
                     "says what else is damaged and how to make it again"
                 ) from None
             return None
-        known = self.expected.get(key) if key.endswith(_METADATA) and byte_range is None else None
+        known = self.expected.get(key) if byte_range is None else None
         if known is not None and [len(data), checksum(data)] != list(known):
             raise StoreError(
                 f"{self.place}/{key} is not what was written; 'featurestore verify' says what else "

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from featurestore.storage.place import Place
 
 _HALF_WRITTEN = ".partial"
 _LOCK = ".lock"
+_SYNCING = 16  # threads; one after the other, a file takes five times as long
 
 
 class LocalPlace(Place):
@@ -47,8 +49,10 @@ class LocalPlace(Place):
         with open(self.path / key, "rb") as file:
             if start is None:
                 return file.read() if stop is None else file.read(stop)
-            file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
-            return file.read() if stop is None else file.read(stop - start)
+            if start < 0:
+                start = max(0, os.fstat(file.fileno()).st_size + start)
+            file.seek(start)
+            return file.read() if stop is None else file.read(max(0, stop - start))
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """See `Place.write`."""
@@ -86,21 +90,20 @@ class LocalPlace(Place):
         return True
 
     def sync(self, keys: Iterable[str]) -> None:
-        """See `Place.sync`."""
-        folders: set[Path] = set()
-        for key in keys:
-            file = self.path / key
-            sync(file)
-            folder = file.parent
-            while folder not in folders and folder != self.path.parent:
-                folders.add(folder)
-                folder = folder.parent
-        for folder in folders:
-            sync(folder)
+        """See `Place.sync`; in parallel, since a disk takes many at once in the time of one."""
+        files = [self.path / key for key in keys]
+        folders = {parent for file in files for parent in file.relative_to(self.path).parents}
+        with ThreadPoolExecutor(_SYNCING) as pool:
+            list(pool.map(sync, files))
+            list(pool.map(sync, [self.path / folder for folder in folders]))
 
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""
         return (self.path / key).is_file()
+
+    def size(self, key: str) -> int:
+        """See `Place.size`."""
+        return os.stat(self.path / key).st_size
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Place.sizes`."""

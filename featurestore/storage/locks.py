@@ -8,6 +8,7 @@ who has watched it stay the same for several times as long. No clock is compared
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -23,6 +24,7 @@ from featurestore.errors import StoreError
 from featurestore.storage.place import PlaceChanged, Tagged
 
 LEASE = "lock.json"
+_TRIES = 10  # of the first sign of life
 
 
 def new_token() -> str:
@@ -81,6 +83,10 @@ class Leasable(Protocol):
         """The place as people write it."""
         ...
 
+    def hasty(self) -> Leasable:
+        """The same place, where requests fail rather than take long."""
+        ...
+
     def create(self, key: str, data: bytes) -> bool:
         """Put bytes under a free key."""
         ...
@@ -90,23 +96,30 @@ class Leasable(Protocol):
         ...
 
     def replace_tagged(self, key: str, data: bytes, tag: str) -> str:
-        """Replace a version by another, or raise PlaceChanged."""
+        """Replace a version by another, or raise PlaceChanged; the new version."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove."""
+    def delete_once(self, key: str) -> None:
+        """Remove with one request: a second could remove what somebody has put there since."""
         ...
+
+
+def _now() -> float:
+    """Seconds that also pass while the machine sleeps, where the system counts those."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 class _Lease:
     """A lease that a thread keeps alive."""
 
     def __init__(self, place: Leasable, timing: LeaseTiming) -> None:
-        self.place, self.timing = place, timing
+        self.place, self.timing = place.hasty(), timing
         self.token = new_token()
-        self.tag = ""
+        self._tag = ""
         self._count = 0
-        self._renewed = time.monotonic()
+        self._renewed = -math.inf
         self._lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -116,42 +129,67 @@ class _Lease:
         values = {"token": self.token, **this_process(), "renewed": self._count}
         return json.dumps(values).encode()
 
-    def start(self) -> None:
-        self._renewed = time.monotonic()
-        self._thread.start()
-
-    def _keep(self) -> None:
-        while not self._stop.wait(self.timing.renew_s):
+    def start(self, tag: str) -> bool:
+        """Give a first sign of life on top of a version that is ours; False if we come too late."""
+        self._tag = tag
+        for left in reversed(range(_TRIES)):
             try:
-                self.tag = self.place.replace_tagged(LEASE, self.record(), self.tag)
-                self._renewed = time.monotonic()
+                self._renew()
+                break
+            except OSError:
+                if not left:
+                    raise
+                self._stop.wait(self.timing.renew_s / _TRIES)
+        if self._lost:
+            return False
+        self._thread.start()
+        return True
+
+    def _renew(self) -> None:
+        for _ in range(_TRIES):
+            sent = _now()  # what others watch changes after this moment, never before
+            try:
+                self._tag = self.place.replace_tagged(LEASE, self.record(), self._tag)
             except PlaceChanged:
-                if not self._is_ours():
-                    self._lost = True
-                    return
-            except OSError:  # the network; `holds` says so once it has lasted too long
-                continue
+                # An earlier renewal may have arrived although its answer was lost.
+                if self._is_ours():
+                    continue
+                self._lost = True
+            else:
+                self._renewed = sent
+            return
 
     def _is_ours(self) -> bool:
-        """After a renewal that arrived although its answer was lost, the object is ours anyway."""
         try:
             found = self.place.tagged(LEASE)
             if json.loads(found.data)["token"] == self.token:
-                self.tag = found.tag
+                self._tag = found.tag
                 return True
-        except (OSError, ValueError, KeyError):
-            return False
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            pass
         return False
+
+    def _keep(self) -> None:
+        while not self._lost and not self._stop.wait(self.timing.renew_s):
+            try:
+                self._renew()
+            except OSError:  # the network; `holds` says so once it has lasted too long
+                continue
 
     def holds(self) -> bool:
         """Not lost, and renewed more recently than anybody would have watched for."""
-        return not self._lost and time.monotonic() - self._renewed < self.timing.watch_s
+        return not self._lost and _now() - self._renewed < self.timing.watch_s
 
     def end(self) -> None:
+        """Let go. What cannot be removed now, since the server is gone, the next owner watches."""
         self._stop.set()
         self._thread.join()
-        if not self._lost and self._is_ours():
-            self.place.delete(LEASE)
+        try:
+            self._renew()  # so that it surely is ours for as long as the removal may take
+            if self.holds():
+                self.place.delete_once(LEASE)
+        except OSError:
+            pass
 
 
 @contextmanager
@@ -162,31 +200,34 @@ def leased(place: Leasable, timing: LeaseTiming, *, watch: bool = True) -> Itera
         StoreError: somebody else holds it.
     """
     lease = _Lease(place, timing)
-    while not place.create(LEASE, lease.record()):
+    while not lease.start(_acquire(lease, place, timing, watch=watch)):
+        # Taken over already: our first requests took longer than anybody waits.
+        lease = _Lease(place, timing)
+    try:
+        yield Owner(lease.token, lease.holds)
+    finally:
+        lease.end()
+
+
+def _acquire(lease: _Lease, place: Leasable, timing: LeaseTiming, *, watch: bool) -> str:
+    """The version of the lease that is ours."""
+    while True:
+        place.create(LEASE, lease.record())
         try:
             before = place.tagged(LEASE)
         except FileNotFoundError:
             continue  # let go in between
-        if lease.token.encode() in before.data:  # our own put, whose answer was lost
-            lease.tag = before.tag
-            break
+        if f'"token": "{lease.token}"'.encode() in before.data:
+            return before.tag
         if not watch or not _is_dead(place, before, timing):
             raise StoreError(
                 f"another process is writing to {place.url}{describe(before.data)}; wait for it, "
                 "or use another store"
             )
         try:
-            lease.tag = place.replace_tagged(LEASE, lease.record(), before.tag)
-            break
+            return place.replace_tagged(LEASE, lease.record(), before.tag)
         except PlaceChanged:
             continue  # somebody else was quicker
-    else:
-        lease.tag = place.tagged(LEASE).tag
-    lease.start()
-    try:
-        yield Owner(lease.token, lease.holds)
-    finally:
-        lease.end()
 
 
 def _is_dead(place: Leasable, before: Tagged, timing: LeaseTiming) -> bool:
@@ -199,9 +240,9 @@ def _is_dead(place: Leasable, before: Tagged, timing: LeaseTiming) -> bool:
             return True
     except (ValueError, KeyError, TypeError):
         pass  # not a record of ours: whatever it is, it is watched
-    until = time.monotonic() + timing.watch_s
-    while time.monotonic() < until:
-        time.sleep(min(timing.renew_s, max(0.0, until - time.monotonic())))
+    until = _now() + timing.watch_s
+    while (left := until - _now()) > 0:
+        time.sleep(min(timing.renew_s, left))
         try:
             if place.tagged(LEASE).tag != before.tag:
                 return False

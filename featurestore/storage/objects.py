@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import errno
 import functools
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import re
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from featurestore.errors import StoreError
-from featurestore.storage.locks import LEASE, LeaseTiming, Owner, leased
+from featurestore.storage import bucket as buckets
+from featurestore.storage.bucket import HASTE, MARK, ONCE, Interrupted, ObjectPlace, Patience, again
+from featurestore.storage.foreign import FsspecPlace
+from featurestore.storage.locks import new_token
 from featurestore.storage.place import Place, PlaceChanged, Tagged
 
+__all__ = ["FsspecPlace", "ObstorePlace", "open_url"]
+
+_T = TypeVar("_T")
 _OBSTORE = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
-# A server that is down for longer than this ends the run; what is committed is safe.
-_RETRIES: Any = {
-    "max_retries": 10,
-    "retry_timeout": timedelta(minutes=3),
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=15),
-        "base": 2,
-    },
-}
-_CLIENT = {"connect_timeout": "10 seconds", "timeout": "120 seconds"}
-TIMING = LeaseTiming()
 
 
 def open_url(url: str) -> Place:
@@ -48,81 +40,76 @@ def open_url(url: str) -> Place:
     return FsspecPlace(url)
 
 
-class _ObjectPlace(Place):
-    """What all object stores share: writes are whole and durable by themselves."""
-
-    def sync(self, keys: Iterable[str]) -> None:
-        """See `Place.sync`: an object that was accepted is safe."""
-
-    def sweep(self, prefix: str = "") -> None:
-        """See `Place.sweep`: half an object is never seen."""
-
-    def free_bytes(self) -> int | None:
-        """See `Place.free_bytes`."""
-        return None
-
-    def tagged(self, key: str) -> Tagged:
-        """Bytes and their version."""
-        raise NotImplementedError
-
-    def replace_tagged(self, key: str, data: bytes, tag: str) -> str:
-        """Replace a version by another, or raise PlaceChanged."""
-        raise NotImplementedError
-
-    def locked(self, *, watch: bool = True) -> AbstractContextManager[Owner]:
-        """See `Place.locked`."""
-        return leased(self, TIMING, watch=watch)
-
-    def owned_by(self, token: str) -> bool:
-        """Whether the lease is held with this token."""
-        try:
-            return f'"token": "{token}"'.encode() in self.read(LEASE)
-        except FileNotFoundError:
-            return False
-
-
 @functools.cache
-def _bucket(url: str) -> Any:
+def _bucket(url: str, patience: Patience) -> Any:
     """The client of a bucket, one per process, as the environment (AWS_..., GOOGLE_...) says."""
     from obstore.store import from_url
 
-    options: Any = dict(_CLIENT)
+    options: Any = {"connect_timeout": "10 seconds", "timeout": f"{patience.timeout_s:g} seconds"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    config: Any = {"endpoint": endpoint} if endpoint else {}
+    config: Any = {"endpoint": endpoint} if endpoint and url.startswith("s3") else {}
     if endpoint.startswith("http://"):
         options["allow_http"] = True
-    return from_url(url, client_options=options, retry_config=_RETRIES, **config)
+    retries: Any = {
+        "max_retries": patience.retries,
+        "retry_timeout": timedelta(seconds=patience.seconds),
+        "backoff": {
+            "init_backoff": timedelta(seconds=patience.first_s),
+            "max_backoff": timedelta(seconds=patience.longest_s),
+            "base": 2,
+        },
+    }
+    return from_url(url, client_options=options, retry_config=retries, **config)
 
 
-@contextmanager
-def _as_oserror(url: str) -> Iterator[None]:
-    """Obstore's errors as OSError, with the reason and without pages of XML."""
+def _failure(error: Exception, url: str) -> OSError:
+    """An error of obstore as OSError, with a reason for people instead of pages of XML."""
     from obstore import exceptions
 
-    try:
-        yield
-    except (FileNotFoundError, exceptions.NotFoundError) as error:
-        if "NoSuchBucket" in str(error):
-            raise OSError(errno.ENXIO, "there is no such bucket", url) from None
-        raise FileNotFoundError(errno.ENOENT, "no such object", url) from None
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise PermissionError(
-            errno.EACCES, f"the object store refuses access ({_first(error)})", url
-        ) from None
-    except exceptions.BaseError as error:
-        raise OSError(errno.EIO, f"the object store failed ({_first(error)})", url) from None
+    text = str(error)
+    status = re.search(r"status code: (\d{3})", text)
+    code = status[1] if status else ""
+    missing = isinstance(error, FileNotFoundError | exceptions.NotFoundError)
+    # Only a bucket can be missing where something is listed.
+    if "NoSuchBucket" in text or (code == "404" and "list request" in text):
+        return OSError(errno.ENXIO, "there is no such bucket", url)
+    if missing:
+        return FileNotFoundError(errno.ENOENT, "no such object", url)
+    refused = exceptions.PermissionDeniedError, exceptions.UnauthenticatedError
+    if isinstance(error, refused) or code in ("401", "403"):
+        return PermissionError(
+            errno.EACCES, f"the object store refuses access ({_reason(text)})", url
+        )
+    said = f"the object store failed ({_reason(text)})"
+    # What the client itself has repeated often enough is not repeated here.
+    if _PASSING.search(text) and not _RETRIED.search(text):
+        return Interrupted(errno.EIO, said, url)
+    return OSError(errno.EIO, said, url)
 
 
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:600]
+_PASSING = re.compile(r"HTTP error|response body|status code: (5\d\d|408|409|429)")
+_RETRIED = re.compile(r"after (\d+) retries(?=, max_retries: \1,)")
 
 
-class ObstorePlace(_ObjectPlace):
-    """A prefix of a bucket."""
+def _reason(text: str) -> str:
+    """The code and message that a server sent, or else what the client says, on one line."""
+    sent = [re.search(rf"<{name}>(.*?)</{name}>", text, re.DOTALL) for name in ("Code", "Message")]
+    if sent[0]:
+        return ": ".join(" ".join(one[1].split()) for one in sent if one and one[1].strip())
+    said = text.partition("<?xml")[0].partition("\n\nDebug source")[0].strip(" :-\n")
+    tried = _RETRIED.search(said)
+    last = " ".join(said.rpartition(" - ")[2].split())[:400]
+    if "error sending request" in last:
+        last = "the server cannot be reached"
+    return f"{last}, {tried[0]}" if tried else last
 
-    def __init__(self, bucket: str, prefix: str) -> None:
-        """`bucket` is a URL without a path."""
-        self.bucket, self.prefix = bucket, prefix.strip("/")
+
+class ObstorePlace(ObjectPlace):
+    """A prefix of a bucket, by obstore."""
+
+    def __init__(self, bucket: str, prefix: str, patience: Patience | None = None) -> None:
+        """`bucket` is a URL without a path; `patience` that of the module by default."""
+        self.bucket, self.prefix, self.patience = bucket, prefix.strip("/"), patience
 
     @property
     def url(self) -> str:
@@ -139,106 +126,194 @@ class ObstorePlace(_ObjectPlace):
         return hash(self.url)
 
     def __truediv__(self, name: str) -> ObstorePlace:
-        return ObstorePlace(self.bucket, self._key(name))
+        return ObstorePlace(self.bucket, self._key(name), self.patience)
+
+    def hasty(self) -> ObstorePlace:
+        """See `ObjectPlace.hasty`."""
+        return ObstorePlace(self.bucket, self.prefix, HASTE)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}".strip("/")
 
+    def _ask(self, key: str, call: Callable[[Any, str], _T]) -> _T:
+        """What a call with the client and the whole key gives, repeated where that may help."""
+        from obstore.exceptions import BaseError
+
+        patience = self.patience or buckets.PATIENCE
+        client, whole = _bucket(self.bucket, patience), self._key(key)
+
+        def once() -> _T:
+            try:
+                return call(client, whole)
+            except (BaseError, FileNotFoundError) as error:
+                raise _failure(error, f"{self.url}/{key}".rstrip("/")) from None
+
+        return again(once, patience)
+
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """See `Place.read`."""
         import obstore
+        from obstore.exceptions import BaseError, NotSupportedError
 
-        options: dict[str, Any] = {}
-        if start is not None and start < 0 and stop is None:
-            options = {"options": {"range": {"suffix": -start}}}
-        elif start is not None and stop is None:
-            options = {"options": {"range": {"offset": start}}}
-        elif stop is not None:
-            options = {"options": {"range": (start or 0, stop)}}
-        with _as_oserror(f"{self.url}/{key}"):
-            return bytes(obstore.get(_bucket(self.bucket), self._key(key), **options).bytes())
+        wanted: Any = None
+        if stop is not None:
+            wanted = (start or 0, stop)
+            if wanted[0] >= stop:
+                self.size(key)  # or it is missing
+                return b""
+        elif start is not None:
+            wanted = {"suffix": -start} if start < 0 else {"offset": start}
+
+        options: Any = {} if wanted is None else {"range": wanted}
+
+        def get(client: Any, whole: str) -> bytes:
+            try:
+                return bytes(obstore.get(client, whole, options=options).bytes())
+            except BaseError as error:
+                if wanted and "status code: 416" in str(error):
+                    return b""  # behind the end, or of nothing
+                if "non-partial response" in str(error):  # a server that knows no ranges
+                    return bytes(obstore.get(client, whole).bytes())[start:stop]
+                if not isinstance(error, NotSupportedError) or start is None or start >= 0:
+                    raise
+                size = obstore.head(client, whole)["size"]  # Azure does not count from the end
+                begin = max(0, size + start)
+                part: Any = {"offset": begin}
+                return bytes(obstore.get(client, whole, options={"range": part}).bytes())
+
+        return self._ask(key, get)
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """See `Place.write`."""
         import obstore
 
-        with _as_oserror(f"{self.url}/{key}"):
-            obstore.put(_bucket(self.bucket), self._key(key), data)
+        def put(client: Any, whole: str) -> None:
+            try:
+                obstore.put(client, whole, data)
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                # An upload in pieces whose end was repeated, since the answer to it was lost.
+                raise Interrupted(errno.EIO, "the upload was lost", f"{self.url}/{key}") from None
+
+        self._ask(key, put)
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Place.create`: put-if-absent."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        with _as_oserror(f"{self.url}/{key}"):
+        mark = new_token()
+
+        def put(client: Any, whole: str) -> bool:
             try:
-                obstore.put(_bucket(self.bucket), self._key(key), data, mode="create")
+                obstore.put(client, whole, data, mode="create", attributes={MARK: mark})
             except AlreadyExistsError:
                 # Where the answer to a put was lost and the put repeated, it is our own.
-                return self.read(key) == data
+                try:
+                    return self._put_with(client, whole, mark, data) is not None
+                except FileNotFoundError:  # removed since
+                    raise Interrupted(errno.EIO, "it comes and goes", whole) from None
             return True
 
-    def tagged(self, key: str) -> Tagged:
-        """See `_ObjectPlace.tagged`."""
+        return self._ask(key, put)
+
+    def _put_with(self, client: Any, whole: str, mark: str, data: bytes) -> str | None:
+        """The tag of an object if it came from the put with this mark."""
         import obstore
 
-        with _as_oserror(f"{self.url}/{key}"):
-            found = obstore.get(_bucket(self.bucket), self._key(key))
+        found = obstore.get(client, whole)
+        worn = dict(found.attributes).get(MARK)
+        # A server that keeps no metadata leaves only the bytes to go by.
+        ours = worn == mark if worn is not None else bytes(found.bytes()) == data
+        return (found.meta["e_tag"] or "") if ours else None
+
+    def tagged(self, key: str) -> Tagged:
+        """See `ObjectPlace.tagged`."""
+        import obstore
+
+        def get(client: Any, whole: str) -> Tagged:
+            found = obstore.get(client, whole)
             return Tagged(bytes(found.bytes()), found.meta["e_tag"] or "")
 
+        return self._ask(key, get)
+
     def replace_tagged(self, key: str, data: bytes, tag: str) -> str:
-        """See `_ObjectPlace.replace_tagged`."""
+        """See `ObjectPlace.replace_tagged`."""
         import obstore
         from obstore.exceptions import NotFoundError, PreconditionError
 
-        with _as_oserror(f"{self.url}/{key}"):
+        mark = new_token()
+
+        def put(client: Any, whole: str) -> str:
             try:
-                done = obstore.put(_bucket(self.bucket), self._key(key), data, mode={"e_tag": tag})
-            except (NotFoundError, PreconditionError):
+                done = obstore.put(
+                    client, whole, data, mode={"e_tag": tag}, attributes={MARK: mark}
+                )
+                return done["e_tag"] or ""
+            except (FileNotFoundError, NotFoundError):
                 raise PlaceChanged(key) from None
-            return done["e_tag"] or ""
+            except PreconditionError:
+                try:
+                    found = self._put_with(client, whole, mark, data)
+                except FileNotFoundError:
+                    found = None
+                if found is None:
+                    raise PlaceChanged(key) from None
+                return found
+
+        return self._ask(key, put)
 
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""
-        import obstore
-
         try:
-            with _as_oserror(f"{self.url}/{key}"):
-                obstore.head(_bucket(self.bucket), self._key(key))
+            self.size(key)
         except FileNotFoundError:
             return False
         return True
+
+    def size(self, key: str) -> int:
+        """See `Place.size`."""
+        import obstore
+
+        return int(self._ask(key, lambda client, whole: obstore.head(client, whole)["size"]))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Place.sizes`."""
         import obstore
 
+        def find(client: Any, whole: str) -> dict[str, int]:
+            found = obstore.list(client, whole or None)
+            return {one["path"]: one["size"] for chunk in found for one in chunk}
+
         skip = len(self.prefix) + 1 if self.prefix else 0
-        with _as_oserror(f"{self.url}/{prefix}"):
-            return {
-                one["path"][skip:]: one["size"]
-                for chunk in obstore.list(_bucket(self.bucket), self._key(prefix) or None)
-                for one in chunk
-            }
+        found = {path[skip:]: size for path, size in self._ask(prefix, find).items()}
+        found.pop("", None)  # a console's mark of an empty folder
+        return found
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Place.names`."""
         import obstore
 
-        with _as_oserror(f"{self.url}/{prefix}"):
-            found = obstore.list_with_delimiter(_bucket(self.bucket), self._key(prefix) or None)
-        paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
+        def find(client: Any, whole: str) -> list[str]:
+            found = obstore.list_with_delimiter(client, whole or None)
+            paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+            return [path.rstrip("/") for path in paths if path.rstrip("/") != whole]
+
+        return sorted({path.rsplit("/", 1)[-1] for path in self._ask(prefix, find)})
 
     def delete(self, key: str) -> None:
         """See `Place.delete`."""
         import obstore
 
         try:
-            with _as_oserror(f"{self.url}/{key}"):
-                obstore.delete(_bucket(self.bucket), self._key(key))
+            self._ask(key, obstore.delete)
         except FileNotFoundError:
             return
+
+    def delete_once(self, key: str) -> None:
+        """See `ObjectPlace.delete_once`."""
+        ObstorePlace(self.bucket, self.prefix, ONCE).delete(key)
 
     def delete_all(self, prefix: str) -> None:
         """See `Place.delete_all`."""
@@ -246,127 +321,11 @@ class ObstorePlace(_ObjectPlace):
 
         keys = [self._key(key) for key in self.sizes(prefix)]
         if keys:
-            with _as_oserror(f"{self.url}/{prefix}"):
-                obstore.delete(_bucket(self.bucket), keys)
+            self._ask(prefix, lambda client, whole: obstore.delete(client, keys))
 
     def stamp(self, key: str) -> str:
         """See `Place.stamp`."""
         import obstore
 
-        with _as_oserror(f"{self.url}/{key}"):
-            found = obstore.head(_bucket(self.bucket), self._key(key))
+        found = self._ask(key, obstore.head)
         return f"{found['size']}-{(found['e_tag'] or '').strip(chr(34))}"
-
-
-class FsspecPlace(_ObjectPlace):
-    """Any file system of fsspec. Put-if-absent is as good as that file system's."""
-
-    def __init__(self, url: str) -> None:
-        """Connects to the file system.
-
-        Raises:
-            StoreError: fsspec is missing, or does not know the scheme.
-        """
-        try:
-            import fsspec
-
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise StoreError(
-                f"'{url}' cannot be opened: {error}. pip install 'featurestore[s3]' brings S3, "
-                "Google and Azure; other schemes need their fsspec package"
-            ) from None
-        self._url = url
-
-    @property
-    def url(self) -> str:
-        """The URL."""
-        return self._url
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FsspecPlace, (self._url,)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FsspecPlace) and self.url == other.url
-
-    def __hash__(self) -> int:
-        return hash(self.url)
-
-    def __truediv__(self, name: str) -> FsspecPlace:
-        return FsspecPlace(f"{self._url.rstrip('/')}/{name}")
-
-    def _key(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}".rstrip("/")
-
-    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
-        return bytes(self._fs.cat_file(self._key(key), start=start, end=stop))
-
-    def write(self, key: str, data: bytes | memoryview) -> None:
-        """See `Place.write`."""
-        self._fs.makedirs(self._key(key).rpartition("/")[0], exist_ok=True)
-        self._fs.pipe_file(self._key(key), bytes(data))
-
-    def create(self, key: str, data: bytes) -> bool:
-        """See `Place.create`."""
-        self._fs.makedirs(self._key(key).rpartition("/")[0], exist_ok=True)
-        try:
-            self._fs.pipe_file(self._key(key), bytes(data), mode="create")
-        except FileExistsError:
-            return self.read(key) == data
-        except OSError as error:
-            if "PreconditionFailed" in str(error) or "pre-conditions" in str(error):
-                return self.read(key) == data
-            raise
-        return True
-
-    def tagged(self, key: str) -> Tagged:
-        """See `_ObjectPlace.tagged`."""
-        data = self.read(key)
-        return Tagged(data, hashlib.sha256(data).hexdigest())
-
-    def replace_tagged(self, key: str, data: bytes, tag: str) -> str:
-        """See `_ObjectPlace.replace_tagged`; between the look and the put there is a gap."""
-        try:
-            if self.tagged(key).tag != tag:
-                raise PlaceChanged(key)
-        except FileNotFoundError:
-            raise PlaceChanged(key) from None
-        self.write(key, data)
-        return hashlib.sha256(data).hexdigest()
-
-    def exists(self, key: str) -> bool:
-        """See `Place.exists`."""
-        return bool(self._fs.isfile(self._key(key)))
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """See `Place.sizes`."""
-        self._fs.invalidate_cache()
-        found = self._fs.find(self._key(prefix), detail=True)
-        skip = len(self._root.strip("/")) + 1
-        return {path.strip("/")[skip:]: int(info["size"]) for path, info in found.items()}
-
-    def names(self, prefix: str = "") -> list[str]:
-        """See `Place.names`."""
-        self._fs.invalidate_cache()
-        try:
-            found = self._fs.ls(self._key(prefix), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted({path.rstrip("/").rsplit("/", 1)[-1] for path in found})
-
-    def delete(self, key: str) -> None:
-        """See `Place.delete`."""
-        if self.exists(key):
-            self._fs.rm_file(self._key(key))
-
-    def delete_all(self, prefix: str) -> None:
-        """See `Place.delete_all`."""
-        if self._fs.exists(self._key(prefix)):
-            self._fs.rm(self._key(prefix), recursive=True)
-
-    def stamp(self, key: str) -> str:
-        """See `Place.stamp`."""
-        found = self._fs.info(self._key(key))
-        mark = found.get("ETag") or found.get("etag") or found.get("mtime") or found.get("created")
-        return f"{found['size']}-{mark}"

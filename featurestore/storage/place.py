@@ -56,6 +56,8 @@ class Place(ABC):
     def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes under a key, or a range of them; a negative `start` counts from the end.
 
+        Of a range that is not there, or not wholly, what is there.
+
         Raises:
             FileNotFoundError: nothing is there.
         """
@@ -83,6 +85,14 @@ class Place(ABC):
     @abstractmethod
     def exists(self, key: str) -> bool:
         """Whether something is under the key."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes under a key.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
 
     @abstractmethod
     def sizes(self, prefix: str = "") -> dict[str, int]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -19,27 +17,20 @@ import zarr
 from featurestore.errors import StoreError
 from featurestore.storage import Place, as_place
 from featurestore.storage.arrays import PlaceStore
+from featurestore.store.lazy import (
+    Extent,
+    frame_blocks,
+    frames_array,
+    per_frame,
+    rows_array,
+    unpack,
+)
 from featurestore.store.ledger import Part, View, read_views
-from featurestore.store.plan import CHUNK_UTTERANCES
 from featurestore.store.records import check_store
 from featurestore.store.rows import read_rows
-from featurestore.store.schema import MISSING_INT8, ViewConfig
+from featurestore.store.schema import ViewConfig
 from featurestore.store.table import MEASURED, read_columns
 from featurestore.types import NETWORK, STATISTICS
-
-# Stored chunks per dask block, fewer where a frame is wider than that of the GCU network: 30 MiB of
-# one statistic of one capture.
-_BLOCK_CHUNKS = 32
-_BLOCK_VALUES = _BLOCK_CHUNKS * CHUNK_UTTERANCES * 15 * 128
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """Utterances of one column of a part: contiguous rows and contiguous frames."""
-
-    slots: slice
-    frames: slice
-    counts: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +38,8 @@ class _OpenPart:
     part: Part
     store: PlaceStore
     table: pd.DataFrame  # one row per utterance, in slot order
-    extents: tuple[_Extent, ...]
+    extents: tuple[Extent, ...]
+    digest: str
 
     def array(self, path: str) -> zarr.Array:
         try:
@@ -73,7 +65,7 @@ def _open_part(part: Part, rows: pd.DataFrame) -> _OpenPart:
     table = table.join(rows, on="id")
     frames = int(part.plan_record()["column_frames"])
     extents = tuple(_extents(held, table, frames)) if "frame_start" in table else ()
-    return _OpenPart(part, store, table.assign(slot=held), extents)
+    return _OpenPart(part, store, table.assign(slot=held), extents, part.completion()["digest"])
 
 
 def _measured(part: Part, store: PlaceStore) -> dict[str, np.ndarray]:
@@ -104,18 +96,14 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values if values.dtype.kind in "if" else values.astype(object)
 
 
-def _extents(slots: np.ndarray, table: pd.DataFrame, column_frames: int) -> list[_Extent]:
+def _extents(slots: np.ndarray, table: pd.DataFrame, column_frames: int) -> list[Extent]:
     """Utterances of each column: rows and frames that follow each other without a gap."""
     starts, counts = table["frame_start"].to_numpy(), table["frame_count"].to_numpy()
     follows = (np.diff(slots) == 1) & (starts[1:] == starts[:-1] + counts[:-1])
     follows &= starts[1:] % column_frames != 0
     edges = [0, *(np.flatnonzero(~follows) + 1), len(slots)]
     return [
-        _Extent(
-            slice(int(slots[a]), int(slots[b - 1]) + 1),
-            slice(int(starts[a]), int(starts[b - 1] + counts[b - 1])),
-            counts[a:b],
-        )
+        Extent(slice(int(starts[a]), int(starts[b - 1] + counts[b - 1])), counts[a:b])
         for a, b in itertools.pairwise(edges)
     ]
 
@@ -222,7 +210,7 @@ class Store:
         variables = {
             capture: (
                 ("statistic", "utterance", *found.config.inner),
-                _along_utterances(parts, f"pooled/{capture}", axis=1),
+                _along_utterances(found, parts, f"pooled/{capture}", axis=1),
             )
             for capture in found.config.captures
         }
@@ -243,7 +231,7 @@ class Store:
             raise StoreError(f"view {found.name} holds frames; use pooled() or frames()")
         coords = {"feature": list(found.config.features), **_utterance_coords(parts)}
         return xr.DataArray(
-            _along_utterances(parts, "features", axis=0),
+            _along_utterances(found, parts, "features", axis=0),
             coords,
             ("utterance", "feature"),
             found.config.kind,
@@ -278,26 +266,20 @@ class Store:
         """
         found, parts, capture = self._frames_of(view, capture)
         dims = _frame_dims(found.config)
-        axis = dims.index("frame")
         scale = found.config.scale(capture)
-        pieces = []
-        for part in parts:
-            array = part.array(f"frames/{capture}")
-            # A shard is one layer of one column: blocks of whole shards, never a shard twice.
-            lazy = _unpacked(da.from_array(array, chunks=array.shards), scale)
-            for extent in part.extents:
-                index: list[slice] = [slice(None)] * len(dims)
-                index[axis] = extent.frames
-                pieces.append(lazy[tuple(index)])
+        layers = len(found.config.layer_names) if found.config.is_network else 1
+        blocks = frame_blocks([part.extents for part in parts], layers=layers)
+        path = f"frames/{capture}"
+        token = _token(found, parts, path)
+        ids = [part.table["id"].to_numpy() for part in parts]
+        times = functools.partial(_frame_times, found.config)
         coords = {
             **_unit_coords(found.config),
-            "utterance": ("frame", _along_frames(parts, _repeat_ids, object)),
-            "time_s": (
-                "frame",
-                _along_frames(parts, functools.partial(_frame_times, found.config), float),
-            ),
+            "utterance": ("frame", per_frame(np.repeat, ids, blocks, dtype=object, token=token)),
+            "time_s": ("frame", per_frame(times, ids, blocks, dtype=float, token=token + "t")),
         }
-        data = da.concatenate(pieces, axis=axis)
+        arrays = [part.array(path) for part in parts]
+        data = frames_array(arrays, blocks, scale=scale, token=token)
         return xr.DataArray(data, coords, dims, capture, _attrs(found))
 
     def utterance(self, view: str, capture: str, id: str) -> xr.DataArray:
@@ -331,15 +313,6 @@ class Store:
                 coords = {**_unit_coords(found.config), "time_s": times}
                 return xr.DataArray(values, coords, dims, capture, {**_attrs(found), "id": id})
         raise StoreError(f"view {found.name} has no utterance '{id}'")
-
-
-def unpack(values: np.ndarray, scale: float) -> np.ndarray:
-    """Activations from int8 frames: float32, NaN where there is none."""
-    return np.where(values == MISSING_INT8, np.float32(np.nan), values * np.float32(scale))
-
-
-def _unpacked(lazy: da.Array, scale: float | None) -> da.Array:
-    return lazy if scale is None else da.map_blocks(unpack, lazy, scale, dtype=np.float32)
 
 
 def _table(parts: Sequence[_OpenPart]) -> pd.DataFrame:
@@ -380,48 +353,24 @@ def _unit_coords(config: ViewConfig) -> dict[str, object]:
     return {"layer": np.arange(layers), "layer_name": ("layer", list(config.layer_names))}
 
 
-def _along_utterances(parts: Sequence[_OpenPart], path: str, *, axis: int) -> da.Array:
-    """Rows of all parts that hold an utterance, lazily, in blocks along utterances only."""
-    pieces = []
-    for part in parts:
-        array = part.array(path)
-        chunks = list(array.shape)
-        width = math.prod(array.shape[axis + 1 :])
-        held = min(_BLOCK_CHUNKS, _BLOCK_VALUES // (width * CHUNK_UTTERANCES))
-        block = max(1, held) * CHUNK_UTTERANCES
-        chunks[axis] = min(block, array.shape[axis])
-        if axis:
-            chunks[0] = 1
-        lazy = da.from_array(array, chunks=tuple(chunks))
-        held = part.table["slot"].to_numpy()
-        pieces.append(lazy if len(held) == array.shape[axis] else da.take(lazy, held, axis=axis))
-    return da.concatenate(pieces, axis=axis)
+def _along_utterances(view: View, parts: Sequence[_OpenPart], path: str, *, axis: int) -> da.Array:
+    """Rows of all parts that hold an utterance."""
+    return rows_array(
+        [part.array(path) for part in parts],
+        [part.table["slot"].to_numpy() for part in parts],
+        axis=axis,
+        token=_token(view, parts, path),
+    )
 
 
-def _repeat_ids(ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.repeat(ids, counts)
+def _token(view: View, parts: Sequence[_OpenPart], path: str) -> str:
+    """What tells an array of these parts from any other, for dask's names."""
+    return " ".join([view.place.url, *(part.digest for part in parts), path])
 
 
 def _frame_times(config: ViewConfig, ids: np.ndarray, counts: np.ndarray) -> np.ndarray:
     frames = np.concatenate([np.arange(count) for count in counts])
     return config.frame_offset_s + frames * config.frame_period_s
-
-
-def _along_frames(
-    parts: Sequence[_OpenPart],
-    make: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    dtype: type,
-) -> da.Array:
-    """A coordinate with one value per frame, made block by block when asked for."""
-    pieces = []
-    for part in parts:
-        ids, first = part.table["id"].to_numpy(), 0
-        for extent in part.extents:
-            held = ids[first : first + len(extent.counts)]
-            made = dask.delayed(make)(held, extent.counts)
-            pieces.append(da.from_delayed(made, (int(extent.counts.sum()),), dtype))
-            first += len(extent.counts)
-    return da.concatenate(pieces)
 
 
 def open_store(path: str | os.PathLike[str] | Place) -> Store:

@@ -122,9 +122,8 @@ def check_store(root: Place) -> None:
     version = _version(data)
     if version == 1:
         raise StoreError(
-            f"{root} has format version 1, of featurestore 0.2 and older, which kept no checksums "
-            "of its files; ingest the corpus into a new store, or read this one with featurestore "
-            "0.2"
+            f"{root} has format version 1, of featurestore 0.2 and older; 'featurestore upgrade "
+            f"{root}' brings it to this one, in place and without computing anything again"
         )
     if version > FORMAT_VERSION:
         raise StoreError(

@@ -20,7 +20,7 @@ from featurestore.errors import StoreError
 from featurestore.store.ledger import Part, View
 from featurestore.store.plan import Column, plan_part
 from featurestore.store.schema import ArraySpec, array_specs
-from featurestore.store.writer import PartWriter, Utterance, finish_part
+from featurestore.store.writer import PartWriter, Utterance, finish_part, read_committed
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def rewrite(
         held = found.iloc[column.members].reset_index(drop=True)
         part.commit(_write_column(view, writer, column, held, opened))
         tick(1)
-    finish_part(part, rows[rows["id"].isin(found["id"])], plan, certificate=_certificate(sources))
+    mine = rows[rows["id"].isin(found["id"])]
+    finish_part(part, mine, plan, read_committed(part), certificate=_certificate(sources))
     view.sweep()
     return part
 

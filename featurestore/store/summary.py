@@ -18,6 +18,7 @@ from featurestore.store.ledger import Part, View, read_views
 from featurestore.store.records import check_store
 from featurestore.store.rows import read_rows, rows_version
 from featurestore.store.table import read_columns
+from featurestore.store.writer import read_committed
 from featurestore.types import STATISTICS
 
 
@@ -103,8 +104,8 @@ def _held(part: Part) -> tuple[np.ndarray, float]:
         columns = read_columns(part.reading(), ("id", "duration_s"))
         held = columns["id"] != ""
         return columns["id"][held], float(columns["duration_s"][held].sum())
-    rows = [row for record in part.committed().values() for row in record["utterances"]]
-    return np.array([row["id"] for row in rows], object), sum(row["duration_s"] for row in rows)
+    rows = read_committed(part).table
+    return rows["id"].to_numpy(object), float(rows["duration_s"].sum())
 
 
 def lineage(path: str | os.PathLike[str] | Place, id: str) -> list[dict[str, Any]]:

@@ -7,10 +7,11 @@ import platform
 import statistics
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from _timing import Timing
+
+from featurestore.hardware import processor
 
 _VERSIONED = (
     "featurestore",
@@ -94,16 +95,6 @@ class Row:
             median, low, high = statistics.median(self.ratios), min(self.ratios), max(self.ratios)
             ratio = f"{median:.2f} ({low:.2f}-{high:.2f})"
         return f"| {self.stage} | {self.speed:,.0f} | {theirs} | {ratio} |"
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def machine_facts(*, torch_device: str | None, threads: int) -> dict[str, Any]:

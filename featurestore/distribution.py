@@ -8,7 +8,6 @@ is lost takes nothing with it: dask gives its columns to another.
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import socket
 import time
@@ -27,8 +26,8 @@ from featurestore.batching import Bucket
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.extract import Request
+from featurestore.hardware import compute_alike, cores
 from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
-from featurestore.setup import cores
 from featurestore.storage import Place
 from featurestore.storage.local import LocalPlace
 from featurestore.storage.locks import new_token
@@ -134,8 +133,8 @@ def make_column(
     """
     from featurestore.ingest import origin_of
 
+    compute_alike()  # again: a worker may have been bound to a core since it was started
     _check_worker(columns)
-    _prepare_process()
     done: list[tuple[int, dict[str, Any]]] = []
     seconds: list[float] = []
     clock = Clock()
@@ -192,16 +191,6 @@ def _check_worker(columns: Columns) -> None:
             "that all workers share under the same path, or in an object store"
         )
     raise StoreError(f"{columns.root} belongs to another process now; this worker wrote nothing")
-
-
-def _prepare_process() -> None:
-    """Have XLA compute as it does on two cores and more, wherever this worker runs.
-
-    With one thread it takes another path, with other last bits. From two on the bits were the same
-    with 2, 5 and 16. Only before JAX first runs in a process.
-    """
-    if cores() == 1:
-        os.environ.setdefault("PJRT_NPROC", "2")
 
 
 @functools.lru_cache(maxsize=1)  # once per process, not once per column

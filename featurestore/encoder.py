@@ -18,9 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from featurestore.batching import BatchPolicy, batches, choose_buckets
 from featurestore.errors import AudioError, CheckpointError, FeatureStoreError
+from featurestore.hardware import compute_alike
 from featurestore.types import COEFFICIENTS, RESERVED_KINDS
 from featurestore.weights import Weights
 
+compute_alike()  # whoever runs a network imports this module first
 ENTRY_POINTS = "featurestore.encoders"  # group of other packages' loaders
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from featurestore.certificate import certify
 from featurestore.encoder import Encoder
 from featurestore.errors import StoreError
 from featurestore.extract import Request
+from featurestore.hardware import processor
 from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
 from featurestore.planning import IngestPlan, Job, Skipped, plan_ingest, store_version
 from featurestore.progress import progress_bar
@@ -106,17 +105,6 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-@functools.cache
-def processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def origin_of(view: str) -> dict[str, Any]:

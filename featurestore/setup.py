@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -14,18 +13,12 @@ from featurestore.batching import BatchPolicy
 from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
+from featurestore.hardware import cores
 from featurestore.storage import Place
 from featurestore.store.ledger import View
 from featurestore.store.records import check_store, is_free
 from featurestore.store.schema import ViewConfig
 from featurestore.types import FRAME_PERIOD_S, NETWORK, VIEWS, FrameDtype
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

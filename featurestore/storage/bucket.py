@@ -24,19 +24,19 @@ class Patience:
     Attributes:
         retries: of one request.
         seconds: after which nothing is begun anew.
-        first_s: pause before the first retry; every next one is up to twice as long.
+        first_s: pause before the first retry; every next one is about twice as long.
         longest_s: pause.
         timeout_s: of one request; S3 closes what takes much longer itself.
     """
 
-    retries: int = 10
+    retries: int = 14
     seconds: float = 180.0
     first_s: float = 0.1
     longest_s: float = 15.0
     timeout_s: float = 120.0
 
 
-# A server that is down for about a minute ends the run; what is committed is safe.
+# A server that is down for a minute or two ends the run; what is committed is safe.
 PATIENCE = Patience()
 # A sign of life that comes too late is none: rather give up, and try again at the next one.
 HASTE = Patience(retries=2, seconds=5.0, longest_s=1.0, timeout_s=5.0)

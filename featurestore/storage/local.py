@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from featurestore.errors import StoreError
 from featurestore.files import sync
@@ -40,6 +41,10 @@ class LocalPlace(Place):
 
     def __hash__(self) -> int:
         return hash(self.path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process may be in another folder.
+        return LocalPlace, (self.path.absolute(),)
 
     def __truediv__(self, name: str) -> LocalPlace:
         return LocalPlace(self.path / name)
@@ -155,6 +160,7 @@ class LocalPlace(Place):
             lock.truncate(0)
             lock.write(json.dumps({"token": token, **this_process()}))
             lock.flush()
+            os.fsync(lock.fileno())  # workers on other machines ask whose it is
             yield Owner(token, lambda: self.owned_by(token))
 
     def owned_by(self, token: str) -> bool:

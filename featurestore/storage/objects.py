@@ -56,7 +56,7 @@ def _bucket(url: str, patience: Patience) -> Any:
         "backoff": {
             "init_backoff": timedelta(seconds=patience.first_s),
             "max_backoff": timedelta(seconds=patience.longest_s),
-            "base": 2,
+            "base": 4,  # a pause is a random share of this times the one before: on average twice
         },
     }
     return from_url(url, client_options=options, retry_config=retries, **config)

@@ -203,18 +203,10 @@ class _Object:
         self._keep(0, head)
 
     def _stated_size(self) -> int:
-        return int(self._place.stamp(self._key).partition("-")[0])
+        return self._place.size(self._key)
 
     def _head(self, size: int) -> bytes:
-        try:
-            return self._place.read(self._key, 0, size)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            # An empty object has no range of bytes: "416 Range Not Satisfiable".
-            if "range" in str(error).lower() and not self._stated_size():
-                return b""
-            raise
+        return self._place.read(self._key, 0, size)
 
     def _keep(self, index: int, data: bytes) -> None:
         for at in range(0, len(data), self._block):

@@ -162,6 +162,25 @@ def plan_ingest(
             little room on the disk.
         FeatureStoreError: a view that needs weights or openSMILE, without them.
     """
+    try:
+        return _plan(manifest, store, encoder, config, variant, replace, readmit, progress)
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {store}: {error.strerror or error}. What is written is safe; run the "
+            "same ingest again once the cause is mended"
+        ) from error
+
+
+def _plan(
+    manifest: pd.DataFrame | str | os.PathLike[str],
+    store: str | os.PathLike[str] | Place,
+    encoder: Encoder | Weights | str | Path | None,
+    config: IngestConfig | None,
+    variant: str | None,
+    replace: bool,
+    readmit: bool,
+    progress: bool | None,
+) -> IngestPlan:
     table = load_table(manifest)
     config = config or IngestConfig()
     named = isinstance(encoder, str | Path)  # what is only named is loaded only if it is needed

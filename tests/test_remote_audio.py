@@ -21,6 +21,7 @@ from featurestore.containers import _header
 from featurestore.corpus import read_manifest, validate_manifest, write_manifest
 from featurestore.errors import AudioError, ManifestError
 from featurestore.storage import as_place, objects
+from featurestore.storage import bucket as buckets
 from featurestore.storage.objects import FsspecPlace, ObstorePlace
 
 KIB = 1 << 10
@@ -426,7 +427,7 @@ def test_an_object_that_shrinks_meanwhile(
     tmp_path: Path, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = put(encode(tmp_path / "a.wav", noise(60.0)), f"{memory}/a.wav")
-    monkeypatch.setattr(FsspecPlace, "stamp", lambda self, key: f"{10**8}-x")
+    monkeypatch.setattr(FsspecPlace, "size", lambda self, key: 10**8)
     monkeypatch.setattr(audio, "_PIECE", 1 << 18)
     for options in ({"start": 1.0, "end": 50.0}, {}):
         with pytest.raises(AudioError, match="changed while it was read"):
@@ -435,7 +436,7 @@ def test_an_object_that_shrinks_meanwhile(
 
 def test_a_server_that_is_not_there(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setitem(objects._RETRIES, "max_retries", 0)
+    monkeypatch.setattr(buckets, "PATIENCE", buckets.Patience(retries=0))
     objects._bucket.cache_clear()
     try:
         assert "the object store failed" in refused("s3://corpora/a.wav")

@@ -1,8 +1,9 @@
 """What manifests said about every utterance of a store: one table, shared by all views.
 
-`STORE/manifest/NNNNN-CRC.parquet` has one row per utterance that was ever to be ingested: speaker,
-labels and place. A new table is written under the next number and the old one removed, so that
-correcting labels touches no array and cannot end half done; the name says what the bytes must be.
+`STORE/manifest/NNNNN-CRC-ROWS.parquet` has one row per utterance that was ever to be ingested:
+speaker, labels and place. A new table is written under the next number and the old one removed, so
+that correcting labels touches no array and cannot end half done. The name says what the bytes must
+be, and what the rows are, whatever else the file tells.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from featurestore.storage import Place
 from featurestore.storage.arrays import checksum
 
 _FOLDER = "manifest"
-_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.parquet")
+_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})-([0-9a-f]{8})\.parquet")
 _TOMBSTONES = b"featurestore.tombstones"
 _PLACE = ("path", "start", "end")
 
@@ -56,7 +57,7 @@ def _read(root: Place) -> bytes | None:
             raise StoreError(
                 f"cannot read {root}/{_FOLDER}/{name}: {error.strerror or error}"
             ) from None
-        if f"{checksum(data):08x}" != name.partition("-")[2].removesuffix(".parquet"):
+        if f"{checksum(data):08x}" != name.split("-")[1]:
             raise StoreError(f"the store's record {root}/{_FOLDER}/{name} is not what was written")
         return data
     raise StoreError(f"cannot read {root}/{_FOLDER}: it is replaced all the time")
@@ -98,14 +99,24 @@ def write_rows(root: Place, rows: pd.DataFrame, *, tombstones: Sequence[str]) ->
     """
     table = pa.Table.from_pandas(rows, preserve_index=False)
     more = {_TOMBSTONES: json.dumps(sorted(tombstones)).encode()}
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **more}), buffer)
-    data = buffer.getvalue()
+    data = _parquet(table.replace_schema_metadata({**(table.schema.metadata or {}), **more}))
+    name = f"{checksum(data):08x}-{checksum(_parquet(table)):08x}.parquet"
     before = [name for name in root.names(_FOLDER) if _NAME.fullmatch(name)]
     number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
-    root.create(f"{_FOLDER}/{number:05d}-{checksum(data):08x}.parquet", data)
+    root.create(f"{_FOLDER}/{number:05d}-{name}", data)
     for name in before:
         root.delete(f"{_FOLDER}/{name}")
+
+
+def rows_state(root: Place) -> str:
+    """What changes with every row, and with nothing else; "" before the first table."""
+    return rows_version(root).rpartition("-")[2].removesuffix(".parquet")
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 def _normal(values: pd.Series) -> np.ndarray:

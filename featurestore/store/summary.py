@@ -16,7 +16,7 @@ from featurestore.errors import StoreError
 from featurestore.storage import Place, as_place
 from featurestore.store.ledger import Part, View, read_views
 from featurestore.store.records import check_store
-from featurestore.store.rows import read_rows, rows_version
+from featurestore.store.rows import read_rows, rows_state
 from featurestore.store.table import read_columns
 from featurestore.store.writer import read_committed
 from featurestore.types import STATISTICS
@@ -51,7 +51,7 @@ def store_state(path: str | os.PathLike[str] | Place) -> str:
     """
     root = as_place(path)
     check_store(root)
-    rows = rows_version(root).partition("-")[2]
+    rows = rows_state(root)
     views = {view.name: _view_state(view) for view in read_views(root)}
     return hashlib.sha256(json.dumps([rows, views], sort_keys=True).encode()).hexdigest()[:16]
 

@@ -56,6 +56,9 @@ def _print_lineage(entries: list[dict[str, Any]], id: str, *, as_json: bool) -> 
             print(f"  {name:<12} {value}")
 
 
+NOT_RECORDED = "not recorded"  # of rows that featurestore 0.2 and older made
+
+
 def _lineage_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
     audio = entry["audio"]
     frames = "" if entry["kind"] == "egemaps" else ", frames {}-{}".format(*entry["frames"])
@@ -73,7 +76,8 @@ def _lineage_rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("pooling", ", ".join(entry["pooling"])))
         kept = entry["dtype"] or "not kept"
         rows.append(("precision", f"computed in {entry['precision']}, frames {kept}"))
-    rows.append(("made", f"{entry['made_at']} on {entry['device']}"))
+    known = entry["made_at"] != NOT_RECORDED
+    rows.append(("made", f"{entry['made_at']} on {entry['device']}" if known else NOT_RECORDED))
     rows.append(("with", ", ".join(f"{name} {v}" for name, v in entry["versions"].items())))
     return rows
 
@@ -130,27 +134,31 @@ def verify(
     from featurestore.store.verify import verify as run
 
     found = run(store, progress=False if quiet else None)
-    facts = {**vars(found), "sound": found.sound}
-    facts["problems"] = [vars(problem) for problem in found.problems]
+    if not as_json:
+        _print_verification(found)
+    repaired = take_back(store, found) if repair and not found.sound else None
     again = _recompute(store, recompute, audio, weights) if recompute and found.sound else []
-    facts["recomputed"] = [_recomputed_facts(one) for one in again]
-    if repair and not found.sound:
-        facts["repaired_parts"] = take_back(store, found)
     if as_json:
+        facts = {**vars(found), "sound": found.sound, "repaired_parts": repaired}
+        facts["problems"] = [vars(problem) for problem in found.problems]
+        facts["recomputed"] = [_recomputed_facts(one) for one in again]
         print_json(facts)
     else:
-        print(
-            f"{found.store}: {found.views} views, {found.parts} parts, {found.utterances:,} "
-            f"utterance rows, {found.bytes_read / 1e6:,.1f} MB read"
-        )
-        for problem in found.problems:
-            note(" ".join(filter(None, (problem.view, problem.part))) + f": {problem.what}")
         for one in again:
             _print_recomputed(one)
-        print("sound" if found.sound else f"{len(found.problems)} problems")
-        _say_what_next(found, repaired=facts.get("repaired_parts"))
+        _say_what_next(found, repaired=repaired)
     if not found.sound or any(one.differences.other_audio for one in again):
         raise typer.Exit(1)
+
+
+def _print_verification(found: Verification) -> None:
+    print(
+        f"{found.store}: {found.views} views, {found.parts} parts, {found.utterances:,} "
+        f"utterance rows, {found.bytes_read / 1e6:,.1f} MB read"
+    )
+    for problem in found.problems:
+        note(" ".join(filter(None, (problem.view, problem.part))) + f": {problem.what}")
+    print("sound" if found.sound else f"{len(found.problems)} problems", flush=True)
 
 
 def _say_what_next(found: Verification, *, repaired: int | None) -> None:

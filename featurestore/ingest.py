@@ -27,7 +27,7 @@ from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig
 from featurestore.storage import Place
 from featurestore.storage.locks import Owner
-from featurestore.store.ledger import Part, create_view
+from featurestore.store.ledger import Part, create_view, read_views
 from featurestore.store.records import create_store, owned
 from featurestore.store.rewrite import drop_utterances
 from featurestore.store.rows import read_rows, write_rows
@@ -273,7 +273,8 @@ class _Run:
         for view in setup.views.values():
             create_view(setup.root, view.config).sweep()
         if self.plan.replaced:
-            for view in setup.views.values():
+            for view in read_views(setup.root):
+                view.sweep()
                 drop_utterances(view, self.plan.replaced, self.plan.rows)
         for job in self.plan.jobs:
             for part, _ in job.parts.values():

@@ -231,6 +231,8 @@ def _extractor(
     if not config.is_network:
         return None, front_end(config.front_end)
     source = encoder if encoder is not None else config.weights_source
+    if encoder is None and config.weights_source.startswith("default:"):
+        source = "default"  # of which there is one in each version
     loaded = load_encoder(source)
     if loaded.front_end.name != config.front_end:
         loaded = load_encoder(source, variant=config.front_end)

@@ -19,7 +19,7 @@ from featurestore.holdings import Holdings, changed_audio, holdings
 from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig, Setup, set_up
 from featurestore.storage import Place, as_place
-from featurestore.store.ledger import Part
+from featurestore.store.ledger import Part, read_views
 from featurestore.store.plan import Column, PartPlan, plan_part
 from featurestore.store.rows import merge_rows, read_rows, rows_version
 from featurestore.store.schema import stored_bytes
@@ -195,8 +195,11 @@ def _plan(
         forgotten = read_tombstones(setup.root).matches(table)
         table = table[~forgotten].reset_index(drop=True)
     held = {kind: holdings(view) for kind, view in setup.views.items()}
+    mine = {view.name for view in setup.views.values()}
     stored = read_rows(setup.root)
-    replaced = changed_audio(stored, table, held.values())
+    # Views that this ingest does not make are asked too: an id is one sound in all of them.
+    others = [holdings(view) for view in read_views(setup.root) if view.name not in mine]
+    replaced = changed_audio(stored, table, [*held.values(), *others])
     if replaced and not replace:
         raise StoreError(_other_audio(replaced))
     held = {kind: one.without(replaced) for kind, one in held.items()}

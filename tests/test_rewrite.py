@@ -330,6 +330,22 @@ def test_other_audio_under_an_old_id(tmp_path: Path) -> None:
     assert ingest(manifest, store).utterances == 0  # type: ignore[attr-defined]
 
 
+def test_a_replaced_utterance_leaves_the_views_that_are_not_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    manifest = unique_corpus(tmp_path / "corpus").iloc[:20]
+    store = tmp_path / "store"
+    ingest(manifest, store)
+    soundfile.write(manifest["path"][3], babble(0.5, seed=99), 16_000)
+    only = IngestConfig(views=("mfcc",), column_frames=4096)
+    with pytest.raises(StoreError, match="other audio than its file holds now"):
+        fs.ingest(manifest, store, config=only)
+    fs.ingest(manifest, store, config=only, replace=True)
+    assert fs.verify(store).sound
+    assert manifest["id"][3] not in ids(store)
+    assert manifest["id"][3] in list(fs.open_store(store).utterances("mfcc")["id"])
+    assert ingest(manifest, store).utterances == 1  # type: ignore[attr-defined]
+
+
 def test_a_store_read_while_it_is_compacted_raises_and_does_not_lie(
     instalments: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from object_server import s3_server
 
-from featurestore import audio
+from featurestore import sources
 from featurestore.audio import AudioInfo, Clip, load_audio, probe, probe_segment, read_clip
 from featurestore.containers import _header
 from featurestore.corpus import read_manifest, validate_manifest, write_manifest
@@ -303,7 +303,7 @@ def test_a_segment_is_little_of_a_long_object(
 def test_a_long_object_is_copied_in_pieces(
     tmp_path: Path, bucket: str, fetched: Fetched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio, "_PIECE", 100_000)
+    monkeypatch.setattr(sources, "_PIECE", 100_000)
     for samples in (99_999, 100_000, 200_000, 250_001):
         path = encode(tmp_path / "a.wav", noise(samples / RATE))
         url = put(path, f"{bucket}/{samples}.wav")
@@ -428,7 +428,7 @@ def test_an_object_that_shrinks_meanwhile(
 ) -> None:
     url = put(encode(tmp_path / "a.wav", noise(60.0)), f"{memory}/a.wav")
     monkeypatch.setattr(FsspecPlace, "size", lambda self, key: 10**8)
-    monkeypatch.setattr(audio, "_PIECE", 1 << 18)
+    monkeypatch.setattr(sources, "_PIECE", 1 << 18)
     for options in ({"start": 1.0, "end": 50.0}, {}):
         with pytest.raises(AudioError, match="changed while it was read"):
             read_clip(url, **options)
@@ -458,7 +458,7 @@ def test_no_room_for_a_copy(tmp_path: Path, memory: str, monkeypatch: pytest.Mon
             next(pieces)
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(audio, "open", lambda *_: Full(), raising=False)
+    monkeypatch.setattr(sources, "open", lambda *_: Full(), raising=False)
     with pytest.raises(AudioError, match=r"No space left on device\); set TMPDIR") as caught:
         read_clip(url)
     assert str(caught.value).endswith(f": {url}")

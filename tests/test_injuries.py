@@ -100,9 +100,10 @@ def _grow(path: Path, chance: random.Random) -> None:
 
 def _swap(path: Path, chance: random.Random) -> None:
     """Another file of the same kind in its place: every checksum inside it is right."""
+    world = next(folder for folder in path.parents if folder.name == "world")
     others = [
         other
-        for other in path.parents[3].rglob(path.name)
+        for other in sorted(world.rglob(path.name))
         if other != path and other.is_file() and other.read_bytes() != path.read_bytes()
     ]
     if others:
@@ -142,7 +143,12 @@ def test_every_injury_is_found_and_nothing_injured_is_read(store: Path, tmp_path
         kinds.setdefault(_kind(path.relative_to(store.parent)), []).append(path)
     assert len(kinds) >= 13
     chance = random.Random(7)
-    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    # Beside it another store of the same configuration, to take files from.
+    few = write_corpus(tmp_path, durations=[0.4, 0.6, 0.8])
+    foreign = tmp_path / "world" / "foreign"
+    fs.ingest(few, foreign, encoder=Tiny(), config=CONFIG)
+    fs.forget(foreign, utterances=["u001"])
+    copy = Path(shutil.copytree(store, tmp_path / "world" / "store"))
     injuries = 0
     while injuries < INJURIES:
         for kind, members in kinds.items():

@@ -32,6 +32,11 @@ def _hash(key: bytes, kind: str, name: str) -> str:
     return hashlib.blake2b(text, key=key, digest_size=16).hexdigest()
 
 
+def _of_key(key: bytes) -> str:
+    """What tells a key from any other."""
+    return hashlib.blake2b(key, digest_size=8).hexdigest()
+
+
 @dataclass(frozen=True)
 class Tombstones:
     """Everything that was forgotten.
@@ -78,6 +83,12 @@ def read_tombstones(root: Place) -> Tombstones:
         return Tombstones(b"", {}, frozenset())
     key = bytes.fromhex(str(read_record(root, _KEY)["key"]))
     records = {name: read_record(root, f"{_FOLDER}/{name}") for name in names}
+    for name, record in records.items():
+        if record["key"] != _of_key(key):
+            raise StoreError(
+                f"{root}/{_KEY} is not the key of {name}: what was forgotten could come back; "
+                "bring the key back from a copy"
+            )
     hashes = frozenset(one for record in records.values() for one in record["hashes"])
     return Tombstones(key, records, hashes)
 
@@ -91,7 +102,12 @@ def add_tombstone(root: Place, *, speakers: Iterable[str], ids: Iterable[str], w
     hashes += [_hash(key, "utterance", id) for id in what]
     if frozenset(hashes) <= read_tombstones(root).hashes:
         return
-    values = {"forgotten_at": when, "utterances": len(what), "hashes": sorted(hashes)}
+    values = {
+        "forgotten_at": when,
+        "utterances": len(what),
+        "hashes": sorted(hashes),
+        "key": _of_key(key),
+    }
     root.create(f"{_FOLDER}/{new_token()}.json", seal(values))
 
 

@@ -18,6 +18,11 @@ install_import_hook(
 SHARED = Path(os.environ.get("FEATURESTORE_SHARED", Path(__file__).parents[1] / ".." / "shared"))
 
 
+def trials(number: int) -> int:
+    """How often to do what chance decides: `number`, or the share of it that is asked for."""
+    return max(4, round(number * float(os.environ.get("FEATURESTORE_TRIALS", "1"))))
+
+
 def shared(*parts: str) -> Path:
     """A path of the reference data beside the repository, or a skip where there is none."""
     path = SHARED.joinpath(*parts)

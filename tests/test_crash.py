@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import trials
 from crashing import CONFIG, Tiny
 from forks import Forks, forks
 from synthetic import write_corpus
@@ -24,7 +25,7 @@ from featurestore.ingest import run_plan
 from featurestore.planning import plan_ingest
 from featurestore.storage.local import LocalPlace
 
-KILLS = 50
+KILLS = trials(50)
 
 
 @pytest.fixture(scope="module")

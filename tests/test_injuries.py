@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import trials
 from crashing import CONFIG, Tiny
 from synthetic import write_corpus
 
 import featurestore as fs
 from featurestore.errors import StoreError
 
-INJURIES = 260
+INJURIES = trials(260)
 
 
 @pytest.fixture(scope="module")

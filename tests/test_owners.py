@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import trials
 from object_server import FaultyProxy, first, pointed_at, s3_server
 from synthetic import write_corpus
 
@@ -28,7 +29,7 @@ from featurestore.storage.locks import LEASE, LeaseTiming, Owner, leased, this_p
 from featurestore.storage.objects import FsspecPlace, ObstorePlace
 
 MFCC = IngestConfig(views=("mfcc",), column_frames=4096)
-ROUNDS = 20
+ROUNDS = trials(20)
 # Not so brief that a busy machine starves the thread that renews.
 BRIEF = LeaseTiming(renew_s=0.1, watch_s=1.5)
 STEADY = LeaseTiming(renew_s=0.1, watch_s=10.0)

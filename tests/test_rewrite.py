@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import soundfile
 import xarray as xr
+from conftest import trials
 from crashing import CONFIG, Tiny
 from forks import Forks, forks
 from synthetic import babble, write_corpus
@@ -282,7 +283,7 @@ def test_upkeep_killed_at_any_moment_loses_nothing(
     duration = time.monotonic() - began
     before, after = everything(instalments), everything(finished)
     chance = random.Random(1)
-    for trial in range(12):
+    for trial in range(trials(12)):
         store = Path(shutil.copytree(instalments, tmp_path / f"store-{trial}"))
         pid = server.start(work, str(store), *arguments)
         time.sleep(duration * chance.random())

@@ -77,8 +77,9 @@ def forget(
             view.sweep()
             rewritten[view.name] = drop_utterances(view, gone, rows)
         owner.check()
-        kept = rows[~rows["id"].isin(gone)].reset_index(drop=True)
-        write_rows(root, kept, tombstones=list(read_tombstones(root).names))
+        if gone:
+            kept = rows[~rows["id"].isin(gone)].reset_index(drop=True)
+            write_rows(root, kept, tombstones=list(read_tombstones(root).names))
     return Forgotten(root.url, len(gone), {name: n for name, n in rewritten.items() if n})
 
 
@@ -86,13 +87,17 @@ def _chosen(
     root: Place, rows: pd.DataFrame, speakers: Sequence[str], utterances: Sequence[str]
 ) -> frozenset[str]:
     known = set(rows["speaker"])
+    before = read_tombstones(root)
     for name in speakers:
+        if name not in known and before.has("speaker", name):
+            continue  # forgotten by a call that was interrupted at its very end
         if name not in known or not name:
             raise StoreError(
                 f"{root} has no speaker '{name}'; it has: {_some(sorted(known - {''}))}. "
                 "Without a speaker column, forget by --utterance"
             )
-    missing = [id for id in utterances if id not in set(rows["id"])]
+    ids = set(rows["id"])
+    missing = [id for id in utterances if id not in ids and not before.has("utterance", id)]
     if missing:
         raise StoreError(f"{root} has no utterance '{missing[0]}'")
     mine = rows["id"][rows["speaker"].isin(list(speakers)) | rows["id"].isin(list(utterances))]

@@ -198,6 +198,7 @@ def test_a_forgotten_speaker_leaves_no_byte(tmp_path: Path) -> None:
     done = fs.forget(store, speakers=["voice-1"])
 
     assert done.utterances == len(gone)
+    assert fs.forget(store, speakers=["voice-1"]).utterances == 0
     assert not search(store, [*patterns, *names, *paths, *digests, b"voice-1"])
     assert fs.verify(store).sound
     assert fs.store_state(store) != state

@@ -83,7 +83,9 @@ def everything(store: Path) -> dict[str, xr.DataArray]:
 def same(one: dict[str, xr.DataArray], other: dict[str, xr.DataArray], *, atol: float) -> None:
     assert one.keys() == other.keys()
     for name, values in one.items():
-        xr.testing.assert_allclose(values, other[name], rtol=0, atol=atol)
+        # Statistics of activations are float32 of unrounded values below 1.
+        close = min(atol, 1e-5) if name in ("tiny gate", "tiny skip") else atol
+        xr.testing.assert_allclose(values, other[name], rtol=0, atol=close)
         for coordinate in values.coords:
             assert values[coordinate].equals(other[name][coordinate]), (name, coordinate)
 

@@ -29,9 +29,8 @@ from featurestore.extract import Request
 from featurestore.hardware import compute_alike, cores
 from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
 from featurestore.storage import Place
-from featurestore.storage.local import LocalPlace
 from featurestore.storage.locks import new_token
-from featurestore.store.ledger import Part, View
+from featurestore.store.ledger import Part
 from featurestore.store.plan import Column, Layout
 from featurestore.store.records import is_free
 from featurestore.store.writer import PartWriter
@@ -79,18 +78,6 @@ class Columns:
     def kind(self) -> str:
         """What runs: the network (or MFCC alone), or openSMILE."""
         return "egemaps" if self.request is None else "network"
-
-    def from_anywhere(self) -> Columns:
-        """The same with absolute paths: a worker has a working directory of its own."""
-        parts = tuple(
-            (Part(View(_absolute(part.view.place), part.view.config), part.name), layout)
-            for part, layout in self.parts
-        )
-        return replace(self, root=_absolute(self.root), parts=parts)
-
-
-def _absolute(place: Place) -> Place:
-    return LocalPlace(place.path.absolute()) if isinstance(place, LocalPlace) else place
 
 
 @dataclass(frozen=True)
@@ -271,7 +258,7 @@ class _Tasks:
             raise FeatureStoreError("the client is asynchronous; give one made by Client(address)")
         self._client = client
         self._work = work
-        self._columns = columns.from_anywhere()
+        self._columns = columns
         self._rows = rows[[n for n in ("id", "path", "start", "end") if n in rows]]
         self._todo = iter(work.columns)
         self._run = new_token()

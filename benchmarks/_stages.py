@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import librosa
 import numpy as np
 import pandas as pd
@@ -24,9 +25,7 @@ from featurestore.batching import Batch, BatchPolicy, batches, choose_buckets
 from featurestore.encoder import Encoder
 from featurestore.extract import Extracted, Request, collect, dispatch
 from featurestore.frontend import fill_buffers, frame_count, mfcc_of_padded
-from featurestore.gcu import GCUNetwork
 from featurestore.ingest import ingest
-from featurestore.kernels import masked_statistics
 from featurestore.survey import segment, survey
 from featurestore.types import COEFFICIENTS, HOP_LENGTH, SAMPLE_RATE
 
@@ -196,11 +195,11 @@ def front_end(bench: Bench) -> Contest:
     return Contest(bench.audio_s, ours, theirs, float(max(apart)))
 
 
-def _network(variables: Any, coefficients: jax.Array, n_frames: jax.Array) -> tuple[Any, Any]:
-    """Gates (layer, frame, unit) and statistics (4, layer, unit) of one padded utterance."""
-    activations: Any = GCUNetwork().apply(variables, coefficients, n_frames)
-    gate = activations["gate"]
-    return gate, masked_statistics(gate, n_frames)
+def _network(encoder: Encoder, variables: Any, coefficients: Any, n_frames: Any) -> tuple[Any, Any]:
+    """Gates (layer, frame, unit) and statistics (4, layer, unit) of each padded utterance."""
+    found = encoder.by_layer(variables, coefficients, n_frames, captures=("gate",))["gate"]  # type: ignore[attr-defined]
+    gates, statistics = zip(*found, strict=True)
+    return jnp.stack(gates, axis=1), jnp.stack(statistics, axis=2).swapaxes(0, 1)
 
 
 def network_difference(bench: Bench, network: Network, reference: Reference) -> float:
@@ -227,7 +226,7 @@ def network_difference(bench: Bench, network: Network, reference: Reference) -> 
 
 
 def _against_network(bench: Bench, theirs: Callable[[Reference], object]) -> Contest:
-    compiled = jax.jit(jax.vmap(_network, in_axes=(None, 0, 0)))
+    compiled = jax.jit(functools.partial(_network, bench.encoder))
 
     def ours(_: Path) -> None:
         for inputs, n_frames in bench.padded:
@@ -237,7 +236,7 @@ def _against_network(bench: Bench, theirs: Callable[[Reference], object]) -> Con
     if reference is None:
         return Contest(bench.audio_s, ours, NO_TORCH)
     # A function of its own, so that the first timed run still has everything to compile.
-    checked = jax.jit(jax.vmap(functools.partial(_network, bench.encoder.variables)))
+    checked = jax.jit(functools.partial(_network, bench.encoder, bench.encoder.variables))
     difference = network_difference(bench, checked, reference)
     return Contest(bench.audio_s, ours, lambda _: theirs(reference), difference)
 

@@ -167,7 +167,7 @@ def _difference(
     else:
         place = slice(row["frame_start"], row["frame_start"] + row["frame_count"])
         stored = np.asarray(array[(*(slice(None),) * (array.ndim - 2), place)])
-        new = alone.frames[capture]
+        new = alone.frames(capture)
     gap = np.abs(stored.astype(np.float64) - np.asarray(new, np.float64)) * scale
     found.setdefault(capture, []).append(_per_layer(gap, path, part.view.config))
 

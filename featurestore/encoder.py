@@ -92,8 +92,12 @@ class Encoder(Protocol):
 
     Optional besides: `architecture` (hashable), which encoders of one class share if they run the
     same `apply`, so that what was compiled for one serves the others (by default only those of the
-    same fingerprint do); `batching`, the `BatchPolicy` that suits its need of memory; and `bounds`,
-    the largest absolute value of each capture point, which int8 frames need.
+    same fingerprint do); `batching`, the `BatchPolicy` that suits its need of memory; `bounds`, the
+    largest absolute value of each capture point, which int8 frames need; and
+    `by_layer(variables, batch, lengths, *, captures)`, which ingest calls instead of `apply` where
+    there is one: for each capture a list with one pair per layer, activations (utterance, frame,
+    unit) and their statistics as from `featurestore.kernels.masked_statistics` (4, utterance,
+    unit), for a network that has them cheaper than from all layers side by side.
     """
 
     @property
@@ -352,7 +356,7 @@ def _encode_waveforms(
             n_frames=counts,
         )
         for member, found in zip(batch.members, collect(started, n_frames=counts), strict=True):
-            results[member] = {name: value.copy() for name, value in found.frames.items()}
+            results[member] = {name: found.frames(name) for name in request.captures}
     return results
 
 

@@ -24,8 +24,7 @@ class Request:
     """What to bring back from the device; part of what is compiled.
 
     Attributes:
-        captures: capture points of the encoder, or what else its `apply` names, such as `logits` of
-            the GCU network; empty leaves the network out.
+        captures: capture points of the encoder; empty leaves the network out.
         mfcc: whether to bring back the MFCC too; only for a front end that makes them.
         frames: whether to bring back every frame, besides the pooled statistics.
         dtype: of the frames; pooled statistics are float32 of unrounded activations.
@@ -44,12 +43,18 @@ class Extracted:
     """One utterance's features; arrays by capture name.
 
     Attributes:
-        frames: (layer, frame, unit), or (frame, coefficient) for "mfcc"; empty if not requested.
+        layers: one array (frame, unit) per layer, for "mfcc" one (frame, coefficient); empty if not
+            requested.
         pooled: (statistic, layer, unit) or (statistic, coefficient), float32.
     """
 
-    frames: Mapping[str, np.ndarray]
+    layers: Mapping[str, Sequence[np.ndarray]]
     pooled: Mapping[str, np.ndarray]
+
+    def frames(self, capture: str) -> np.ndarray:
+        """(layer, frame, unit), or (frame, coefficient) for "mfcc"."""
+        layers = self.layers[capture]
+        return layers[0] if capture == "mfcc" else np.stack(layers)
 
 
 def _features(
@@ -60,20 +65,57 @@ def _features(
     buffers: Float[Array, "utterance sample"],
     n_samples: Int[Array, " utterance"],
     n_frames: Int[Array, " utterance"],
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Frames and pooled statistics of a padded batch; traced once per shape."""
+) -> tuple[dict[str, list[Array]], dict[str, Array]]:
+    """Frames by layer and pooled statistics of a padded batch; traced once per shape."""
     batch, lengths = front_end.features(buffers, samples=n_samples, frames=n_frames)
-    values: dict[str, Array] = {}
+    values: dict[str, list[tuple[Array, Array]]] = {}
     if request.captures and encoder is not None:
-        activations = encoder.apply(variables, batch, lengths)
-        values = {name: activations[name] for name in request.captures}
+        values = _layers(encoder, variables, batch, lengths, n_frames, request.captures)
     if request.mfcc:
-        values["mfcc"] = batch
-    pool = jax.vmap(masked_statistics)
-    pooled = {name: pool(value, n_frames) for name, value in values.items()}
+        values["mfcc"] = [(batch, _pooled(batch, n_frames))]
+    pooled = {
+        name: _stacked([layer[1] for layer in layers], name) for name, layers in values.items()
+    }
     if not request.frames:
         return {}, pooled
-    return {name: _stored(value, name, request) for name, value in values.items()}, pooled
+    # Layers stay apart: side by side they would be copied once more, here and on the way back.
+    frames = {
+        name: [_stored(layer[0], name, request) for layer in layers]
+        for name, layers in values.items()
+    }
+    return frames, pooled
+
+
+def _layers(
+    encoder: Encoder,
+    variables: Any,
+    batch: Array,
+    lengths: Array,
+    n_frames: Array,
+    captures: Sequence[str],
+) -> dict[str, list[tuple[Array, Array]]]:
+    """Activations (utterance, frame, unit) and statistics (4, utterance, unit) of each layer."""
+    if hasattr(encoder, "by_layer"):
+        return encoder.by_layer(variables, batch, lengths, captures=captures)
+    activations = encoder.apply(variables, batch, lengths)
+    return {
+        name: [
+            (activations[name][:, layer], _pooled(activations[name][:, layer], n_frames))
+            for layer in range(activations[name].shape[1])
+        ]
+        for name in captures
+    }
+
+
+def _pooled(values: Array, n_frames: Array) -> Array:
+    return jax.vmap(masked_statistics, out_axes=1)(values, n_frames)
+
+
+def _stacked(layers: list[Array], name: str) -> Array:
+    """(utterance, statistic, layer, unit), or (utterance, statistic, coefficient)."""
+    if name == "mfcc":
+        return jnp.swapaxes(layers[0], 0, 1)
+    return jnp.stack(layers, axis=2).swapaxes(0, 1)
 
 
 def _stored(values: Array, name: str, request: Request) -> Array:
@@ -91,8 +133,6 @@ def _check_shapes(encoder: Encoder, request: Request, bucket: Bucket, inputs: An
     found = jax.eval_shape(encoder.apply, encoder.variables, *inputs)
     expected = (bucket.rows, len(encoder.layer_names), bucket.frames, encoder.units)
     for name in request.captures:
-        if name not in encoder.captures and name in found:
-            continue  # what a network gives besides, such as logits, has its own shape
         shape = getattr(found.get(name), "shape", None)
         if shape != expected:
             raise FeatureStoreError(
@@ -201,7 +241,7 @@ def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Ex
     frames, pooled = jax.device_get(dispatched)
     return [
         Extracted(
-            {name: value[row][..., :count, :] for name, value in frames.items()},
+            {name: [layer[row, :count] for layer in layers] for name, layers in frames.items()},
             {name: value[row] for name, value in pooled.items()},
         )
         for row, count in enumerate(n_frames)

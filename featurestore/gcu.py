@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from featurestore.frontend import FrontEnd, front_end
-from featurestore.kernels import frame_mask, gated_block, pointwise
+from featurestore.kernels import (
+    Block,
+    BlockWeights,
+    Precision,
+    frame_mask,
+    gated_block,
+    masked_statistics,
+    pointwise,
+)
 from featurestore.types import CAPTURES, CLASSES, UNITS
 from featurestore.weights import Weights
 
@@ -35,21 +43,28 @@ class GCUBlock(nn.Module):
     """One block of gated convolutional units; see `featurestore.kernels.gated_block`."""
 
     dilation: int
+    precision: Precision
+    implementation: str
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "frame unit"], mask: Float[Array, "frame 1"]
-    ) -> tuple[Array, Array, Array]:
-        """Gated activation, block output and new residual stream, each (frame, unit)."""
+        self, z: Float[Array, "utterance frame unit"], n_frames: Int[Array, " utterance"]
+    ) -> Block:
+        """Residual stream, gated activation, block output, and moments of the activation."""
         zeros, init = nn.initializers.zeros, nn.initializers.lecun_uniform()
+        weights = BlockWeights(
+            self.param("gated_kernel", init, (TAPS, UNITS, 2 * UNITS)),
+            self.param("gated_bias", zeros, (2 * UNITS,)),
+            self.param("out_kernel", init, (UNITS, UNITS)),
+            self.param("out_bias", zeros, (UNITS,)),
+        )
         return gated_block(
             z,
-            mask,
-            gated_kernel=self.param("gated_kernel", init, (TAPS, UNITS, 2 * UNITS)),
-            gated_bias=self.param("gated_bias", zeros, (2 * UNITS,)),
-            out_kernel=self.param("out_kernel", init, (UNITS, UNITS)),
-            out_bias=self.param("out_bias", zeros, (UNITS,)),
+            n_frames,
+            weights,
             dilation=self.dilation,
+            precision=self.precision,
+            implementation=self.implementation,
         )
 
 
@@ -64,40 +79,51 @@ class Pointwise(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_uniform(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return pointwise(x, kernel, bias)
+        return pointwise(x, kernel) + bias
 
 
 class GCUNetwork(nn.Module):
-    """The whole network for one utterance; batches come from `jax.vmap`."""
+    """The whole network over a padded batch.
+
+    Attributes:
+        precision: type of the factors in the blocks' products.
+        implementation: of the blocks; see `featurestore.kernels.gated_block`.
+    """
+
+    precision: Precision = "float32"
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(
-        self, coefficients: Float[Array, "frame 20"], n_frames: Int[Array, ""]
-    ) -> dict[str, Array]:
+        self,
+        coefficients: Float[Array, "utterance frame 20"],
+        n_frames: Int[Array, " utterance"],
+    ) -> dict[str, Any]:
         """Named activations.
 
         Args:
             coefficients: MFCC, never normalised; rows from `n_frames` on are padding.
-            n_frames: frames of the utterance.
+            n_frames: frames of each utterance.
 
         Returns:
-            `front` (frame, unit), `gate`, `skip` and `residual` (layer, frame, unit) and `logits`
-            (frame, class). Rows beyond `n_frames` hold nothing meaningful.
+            `front` (utterance, frame, unit) and `logits` (utterance, frame, class); as lists with
+            one array per block `gate`, `skip` and `residual` (utterance, frame, unit) and `moments`
+            of the gate (statistic, utterance, unit). Frames beyond `n_frames` hold nothing
+            meaningful.
         """
-        mask = frame_mask(coefficients.shape[0], n_frames)
+        mask = jax.vmap(frame_mask, in_axes=(None, 0))(coefficients.shape[1], n_frames)
         front = jnp.tanh(Pointwise(UNITS, name="front")(coefficients))
         z = front * mask
-        captured: dict[str, list[Array]] = {name: [] for name in CAPTURES}
+        blocks: list[Block] = []
         for name, dilation in zip(LAYER_NAMES, DILATIONS, strict=True):
-            gate, skip, z = GCUBlock(dilation, name=name)(z, mask)
-            for point, value in zip(CAPTURES, (gate, skip, z), strict=True):
-                captured[point].append(value)
-        hidden = jnp.tanh(
-            Pointwise(UNITS, name="hidden")(sum(captured["skip"][1:], captured["skip"][0]))
-        )
-        logits = Pointwise(CLASSES, name="logits")(hidden)
-        stacked = {point: jnp.stack(values) for point, values in captured.items()}
-        return {"front": front, **stacked, "logits": logits}
+            block = GCUBlock(dilation, self.precision, self.implementation, name=name)
+            blocks.append(block(z, n_frames))
+            z = blocks[-1].residual
+        found: dict[str, Any] = {
+            name: [getattr(block, name) for block in blocks] for name in (*CAPTURES, "moments")
+        }
+        hidden = jnp.tanh(Pointwise(UNITS, name="hidden")(sum(found["skip"][1:], found["skip"][0])))
+        return {"front": front, **found, "logits": Pointwise(CLASSES, name="logits")(hidden)}
 
 
 def _folded(tensors: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +179,8 @@ class GCUEncoder:
         units: gated convolutional units per block.
         layer_names: the checkpoint's names of the blocks.
         receptive_field: frames that one output frame sees.
-        architecture: what all sets of weights share.
+        precision: of the products in the blocks, `float32` for parity with the original.
+        implementation: of the blocks; see `featurestore.kernels.gated_block`.
     """
 
     name: str
@@ -166,7 +193,13 @@ class GCUEncoder:
     units: int = UNITS
     layer_names: tuple[str, ...] = LAYER_NAMES
     receptive_field: int = RECEPTIVE_FIELD
-    architecture: str = "gcu"
+    precision: Precision = "float32"
+    implementation: str = "auto"
+
+    @property
+    def architecture(self) -> tuple[str, ...]:
+        """What all sets of weights share that one compiled program serves."""
+        return "gcu", self.precision, self.implementation
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -195,8 +228,32 @@ class GCUEncoder:
         lengths: Int[Array, " utterance"],
     ) -> dict[str, Array]:
         """`GCUNetwork` on a padded batch of MFCC; `lengths` are frames."""
-        network: Any = GCUNetwork().apply
-        return jax.vmap(network, in_axes=(None, 0, 0))(variables, batch, lengths)
+        found = self._run(variables, batch, lengths)
+        stacked = {name: jnp.stack(found[name], axis=1) for name in CAPTURES}
+        return {"front": found["front"], **stacked, "logits": found["logits"]}
+
+    def by_layer(
+        self,
+        variables: Any,
+        batch: Float[Array, "utterance frame 20"],
+        lengths: Int[Array, " utterance"],
+        *,
+        captures: Sequence[str],
+    ) -> dict[str, list[tuple[Array, Array]]]:
+        """Activations and statistics of each layer; see `featurestore.encoder.Encoder`."""
+        found = self._run(variables, batch, lengths)
+        pool = jax.vmap(masked_statistics, out_axes=1)
+        return {
+            name: [
+                (value, moments if name == "gate" else pool(value, lengths))
+                for value, moments in zip(found[name], found["moments"], strict=True)
+            ]
+            for name in captures
+        }
+
+    def _run(self, variables: Any, batch: Array, lengths: Array) -> dict[str, Any]:
+        network: Any = GCUNetwork(self.precision, self.implementation)
+        return network.apply(variables, batch, lengths)
 
 
 def gcu_encoder(weights: Weights, *, variant: str | None = None) -> GCUEncoder:

@@ -110,7 +110,7 @@ class _OpenColumn:
     def append(
         self,
         id: str,
-        values: Mapping[str, np.ndarray],
+        layers: Mapping[str, Sequence[np.ndarray]],
         pooled: Mapping[str, np.ndarray],
         *,
         frames: int,
@@ -124,7 +124,9 @@ class _OpenColumn:
             for path, buffer in buffers.items():
                 group, _, name = path.partition("/")
                 if group == "frames":
-                    buffer[..., self.cursor : self.cursor + frames, :] = values[name]
+                    by_layer = buffer if buffer.ndim == 3 else buffer[None]
+                    for rows, values in zip(by_layer, layers[name], strict=True):
+                        rows[self.cursor : self.cursor + frames] = values
                 elif group == "pooled":
                     buffer[:, slot] = pooled[name]
                 else:
@@ -362,7 +364,7 @@ def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
         for member, decoded, result in zip(step.members, step.decoded, results, strict=True):
             step.column.append(
                 work.rows.id(member),
-                result.frames,
+                result.layers,
                 result.pooled,
                 frames=int(work.frames[member]),
                 duration_s=decoded.duration_s,

@@ -1,6 +1,18 @@
 """The numerical core as plain JAX functions; nothing here imports anything but JAX."""
 
-from featurestore.kernels.gcu import dilated_convolution, gated_block, pointwise
-from featurestore.kernels.pooling import frame_mask, masked_statistics
+from featurestore.kernels.gated_block import Block, BlockWeights, gated_block
+from featurestore.kernels.moments import frame_mask, masked_statistics
+from featurestore.kernels.products import convolution, dilated_convolution, pointwise
+from featurestore.kernels.types import Precision
 
-__all__ = ["dilated_convolution", "frame_mask", "gated_block", "masked_statistics", "pointwise"]
+__all__ = [
+    "Block",
+    "BlockWeights",
+    "Precision",
+    "convolution",
+    "dilated_convolution",
+    "frame_mask",
+    "gated_block",
+    "masked_statistics",
+    "pointwise",
+]

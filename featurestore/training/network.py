@@ -152,12 +152,8 @@ def convolve(
 ) -> Float[Array, "utterance frame out"]:
     """`kernels.dilated_convolution` of a batch, with factors rounded to `dtype`."""
     narrow = jnp.asarray(kernel, dtype)
-    no_bias = jnp.zeros(kernel.shape[-1], dtype)
-
-    def one(z: Array) -> Array:
-        return dilated_convolution(z, narrow, no_bias, dilation=dilation)
-
-    return jax.vmap(one)(x.astype(dtype)).astype(jnp.float32)
+    wide = dilated_convolution(jnp.asarray(x, dtype), narrow, dilation=dilation)
+    return wide.astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,7 +1,8 @@
 # make demo    a store, heat maps and tables from a corpus made on the spot, in demo/
 # make test    the test suite
 # make check   format, lint and types
-# make bench MANIFEST=file.csv   throughput of every stage, beside librosa and PyTorch
+# make bench   every stage beside other software and the machine's limits, in bench/; MANIFEST=file.csv
+#              has it listen to that corpus
 #
 # Each makes .venv and installs pinned versions first. PYTHON=python3.13 picks an interpreter,
 # VENV=folder another place.
@@ -27,7 +28,7 @@ check: $(VENV)/installed-test
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/installed-bench
-	$(VENV)/bin/python benchmarks/throughput.py $(MANIFEST)
+	$(VENV)/bin/featurestore bench $(MANIFEST)
 
 $(VENV)/installed-demo: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"featurestore needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12 ...")'

@@ -17,9 +17,9 @@ import statistics
 from pathlib import Path
 
 import pandas as pd
-from _report import machine_facts
 
 from featurestore.analysis.comparison import compare, rows_of
+from featurestore.benchmarks.report import machine_facts
 from featurestore.encoder import load_encoder
 from featurestore.report.comparisons import markdown_comparison, write_comparison
 from featurestore.report.tables import markdown_table, write_tables

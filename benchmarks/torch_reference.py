@@ -1,7 +1,7 @@
-"""The GCU network in plain PyTorch, as one would write it: the reference that is timed against.
+"""The GCU network in PyTorch: as a paper's supplement would have it, and as fast as it gets.
 
-It starts from the unfolded tensors of a checkpoint and lets PyTorch fold the batch normalisation,
-so that it also tells whether this package's own network is right.
+Both start from the unfolded tensors of a checkpoint and share no line with this package's own
+network, so that they also tell whether that is right.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DILATIONS = (1, 2, 4, 8, 16) * 3
 BN_EPSILON = 1e-8
 
 
-def _normalised_convolution(
+def convolution_and_norm(
     tensors: Mapping[str, np.ndarray], name: str, dilation: int = 1
-) -> nn.Conv1d:
-    """A convolution with its batch normalisation folded in."""
+) -> tuple[nn.Conv1d, nn.BatchNorm1d]:
+    """A convolution and its batch normalisation as they were trained, in float64."""
 
     def tensor(part: str) -> torch.Tensor:
         return torch.tensor(tensors[f"{name}/{part}"])
@@ -35,19 +35,69 @@ def _normalised_convolution(
         convolution.weight.copy_(kernel)
         norm.weight.copy_(tensor("gamma"))
         norm.bias.copy_(tensor("beta"))
-        norm.running_mean.copy_(tensor("mean"))
-        norm.running_var.copy_(tensor("variance"))
-    return fuse_conv_bn_eval(convolution.eval(), norm.eval()).float()
+        # Buffers, which nn.Module declares as tensors or modules.
+        norm.running_mean = tensor("mean").double()
+        norm.running_var = tensor("variance").double()
+    return convolution.eval(), norm.eval()
+
+
+def _folded(tensors: Mapping[str, np.ndarray], name: str, dilation: int = 1) -> nn.Conv1d:
+    return fuse_conv_bn_eval(*convolution_and_norm(tensors, name, dilation)).float()
+
+
+class PlainBlock(nn.Module):
+    """One block of gated convolutional units, written down as it is drawn."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, dilation: int) -> None:
+        super().__init__()
+        self.filter, self.gate, self.out = (
+            nn.Sequential(*convolution_and_norm(tensors, f"{name}/conv_{part}", step)).float()
+            for part, step in (("filter", dilation), ("gate", dilation), ("out", 1))
+        )
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gated activation and new residual stream, each (utterance, unit, frame)."""
+        gated = torch.tanh(self.filter(z)) * torch.sigmoid(self.gate(z))
+        return gated, z + torch.tanh(self.out(gated))
+
+
+class PlainNetwork(nn.Module):
+    """Front convolution and 15 blocks for one utterance at a time."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take the weights from checkpoint tensors, as in `featurestore.weights.Weights`."""
+        super().__init__()
+        self.front = nn.Sequential(*convolution_and_norm(tensors, "front/conv_in")).float()
+        self.blocks = nn.ModuleList(
+            PlainBlock(tensors, f"block_{layer // 5}_{dilation}", dilation)
+            for layer, dilation in enumerate(DILATIONS)
+        )
+
+    def forward(self, coefficients: torch.Tensor) -> list[torch.Tensor]:
+        """Gated activations (1, unit, frame) of each layer, from MFCC (1, frame, 20)."""
+        z = torch.tanh(self.front(coefficients.transpose(1, 2)))
+        gates = []
+        for block in self.blocks:
+            gated, z = block(z)
+            gates.append(gated)
+        return gates
 
 
 def _side_by_side(first: nn.Conv1d, second: nn.Conv1d) -> nn.Conv1d:
     """One convolution that makes the outputs of both: faster than two."""
     channels = first.out_channels + second.out_channels
     both = nn.Conv1d(
-        first.in_channels, channels, first.kernel_size, padding="same", dilation=first.dilation
+        first.in_channels,
+        channels,
+        first.kernel_size[0],
+        padding="same",
+        dilation=first.dilation[0],
     )
     with torch.no_grad():
         both.weight.copy_(torch.cat([first.weight, second.weight]))
+        assert first.bias is not None
+        assert second.bias is not None
+        assert both.bias is not None
         both.bias.copy_(torch.cat([first.bias, second.bias]))
     return both
 
@@ -58,10 +108,10 @@ class GCUBlock(nn.Module):
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str, dilation: int) -> None:
         super().__init__()
         self.gated = _side_by_side(
-            _normalised_convolution(tensors, f"{name}/conv_filter", dilation),
-            _normalised_convolution(tensors, f"{name}/conv_gate", dilation),
+            _folded(tensors, f"{name}/conv_filter", dilation),
+            _folded(tensors, f"{name}/conv_gate", dilation),
         )
-        self.out = _normalised_convolution(tensors, f"{name}/conv_out")
+        self.out = _folded(tensors, f"{name}/conv_out")
 
     def forward(
         self, z: torch.Tensor, mask: torch.Tensor | None
@@ -79,7 +129,7 @@ class GCUNetwork(nn.Module):
     def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Take the weights from checkpoint tensors, as in `featurestore.weights.Weights`."""
         super().__init__()
-        self.front = _normalised_convolution(tensors, "front/conv_in")
+        self.front = _folded(tensors, "front/conv_in")
         self.blocks = nn.ModuleList(
             GCUBlock(tensors, f"block_{layer // 5}_{dilation}", dilation)
             for layer, dilation in enumerate(DILATIONS)
@@ -87,17 +137,22 @@ class GCUNetwork(nn.Module):
 
     def forward(
         self, coefficients: torch.Tensor, n_frames: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gate activations of all layers and their statistics.
+    ) -> torch.Tensor:
+        """Statistics of the gate activations of all layers.
 
         Args:
             coefficients: MFCC (utterance, frame, 20).
             n_frames: frames of each utterance in a padded batch; None if nothing is padding.
 
         Returns:
-            Gates (utterance, layer, unit, frame), in PyTorch's own order of axes, and mean,
-            standard deviation, minimum and maximum over frames (4, utterance, layer, unit).
+            Mean, standard deviation, minimum and maximum over frames (4, utterance, layer, unit).
         """
+        return torch.stack([statistics for _, statistics in self.layers(coefficients, n_frames)], 2)
+
+    def layers(
+        self, coefficients: torch.Tensor, n_frames: torch.Tensor | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Gate activations (utterance, unit, frame) and statistics (4, utterance, unit) of each."""
         valid = mask = None
         if n_frames is not None:
             frames = torch.arange(coefficients.shape[1], device=coefficients.device)
@@ -105,15 +160,14 @@ class GCUNetwork(nn.Module):
             mask = valid.to(coefficients.dtype)
         z = torch.tanh(self.front(coefficients.transpose(1, 2)))
         z = z if mask is None else z * mask
-        gates = []
+        found = []
         for block in self.blocks:
             gate, z = block(z, mask)
-            gates.append(gate)
-        stacked = torch.stack(gates, dim=1)
-        return stacked, _statistics(stacked, None if valid is None else valid[:, None])
+            found.append((gate, statistics(gate, valid)))
+        return found
 
 
-def _statistics(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+def statistics(x: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Mean, population standard deviation, minimum and maximum along the last axis."""
     if valid is None:
         return torch.stack([x.mean(-1), x.std(-1, correction=0), x.amin(-1), x.amax(-1)])
@@ -127,17 +181,20 @@ def _statistics(x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
 
 
 class Reference:
-    """The network on a device, NumPy arrays in and tensors out."""
+    """The fast network on a device, NumPy arrays in and tensors out."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], *, device: str, threads: int) -> None:
+    def __init__(
+        self, tensors: Mapping[str, np.ndarray], *, device: str, threads: int | None = None
+    ) -> None:
         """Set PyTorch up for full single precision, as this package computes.
 
         Args:
             tensors: of a checkpoint.
             device: `cpu` or `cuda`.
-            threads: that PyTorch uses on the CPU.
+            threads: that PyTorch uses on the CPU; its own choice by default.
         """
-        torch.set_num_threads(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         if device == "cuda":
             torch.backends.cudnn.allow_tf32 = False
         self.device = device
@@ -145,17 +202,22 @@ class Reference:
 
     def __call__(
         self, coefficients: np.ndarray, n_frames: np.ndarray | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """`GCUNetwork.forward`, finished when it returns."""
         with torch.inference_mode():
-            inputs = torch.from_numpy(coefficients).to(self.device)
-            counts = None if n_frames is None else torch.from_numpy(n_frames).to(self.device)
-            outputs = self.network(inputs, counts)
+            outputs: torch.Tensor = self.network(*self._inputs(coefficients, n_frames))
             if self.device == "cuda":
                 torch.cuda.synchronize()
             return outputs
 
-    def stored(self, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of one utterance, MFCC (frame, 20): float16 gates and float32 statistics in memory."""
-        gates, pooled = self(coefficients[None])
-        return gates[0].half().cpu().numpy(), pooled[:, 0].cpu().numpy()
+    def frames(self, coefficients: np.ndarray, n_frames: np.ndarray | None = None) -> np.ndarray:
+        """Gate activations (utterance, layer, frame, unit)."""
+        with torch.inference_mode():
+            found = self.network.layers(*self._inputs(coefficients, n_frames))
+            return torch.stack([gate for gate, _ in found], 1).transpose(2, 3).cpu().numpy()
+
+    def _inputs(
+        self, coefficients: np.ndarray, n_frames: np.ndarray | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        counts = None if n_frames is None else torch.from_numpy(n_frames).to(self.device)
+        return torch.from_numpy(coefficients).to(self.device), counts

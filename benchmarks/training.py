@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _report import machine_facts
-from _timing import Contest, OtherProcesses, Timing, alternate
 
+from featurestore.benchmarks.report import machine_facts
+from featurestore.benchmarks.timing import Contest, Contestant, OtherProcesses, Timing, alternate
 from featurestore.random_weights import random_weights
 from featurestore.training.alphabet import BLANK
 from featurestore.training.ctc import ctc_loss
@@ -46,9 +46,13 @@ def _example(rows: int, frames: int) -> dict[str, Any]:
     }
 
 
-def _timed(function: Callable[..., Any], *arguments: Any) -> Callable[[Path], object]:
+def _timed(function: Callable[..., Any], *arguments: Any) -> Contestant:
     compiled = jax.jit(function)
-    return lambda folder: jax.block_until_ready(compiled(*arguments))
+
+    def run(_: Path) -> None:
+        jax.block_until_ready(compiled(*arguments))
+
+    return run
 
 
 def contests(rows: int, frames: int) -> dict[str, Contest]:

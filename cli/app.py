@@ -30,6 +30,7 @@ _ORDER = [
     "train",
     "transcribe",
     "weights",
+    "bench",
     "demo",
 ]
 
@@ -110,6 +111,7 @@ def main() -> None:
     # The commands register themselves; importing them costs no more than typer does.
     from featurestore.cli import (  # noqa: F401
         analysis,
+        bench,
         demo,
         export,
         finetune,

@@ -91,6 +91,13 @@ def ingest(
         str,
         typer.Option(help="Of the frames kept: float16, float32, or int8 for an archive."),
     ] = "float16",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the network: parity (float32, as the original computes) or fast (winograd "
+            "on a CPU, float16 on a GPU); or one of float32, winograd, float16, bfloat16."
+        ),
+    ] = "parity",
     front_end: Annotated[
         str | None,
         typer.Option(help="librosa-0.5, librosa or vctk-decimate, instead of the weights' own."),
@@ -131,6 +138,7 @@ def ingest(
         captures=None if capture is None else tuple(_names(capture)),
         frames=frames,
         dtype=dtype,  # type: ignore[arg-type]
+        precision=precision,
         **chosen,
     )
     plan, summary = run_ingest(
@@ -251,9 +259,11 @@ def _print_plan(plan: IngestPlan) -> None:
         ("utterances", f"{plan.utterances:,} to do of {plan.corpus_utterances:,} in the manifest"),
         ("audio", f"{plan.hours:.2f} h, {plan.frames:,} frames of {periods} ms"),
         ("views", ", ".join(plan.views)),
+        *_precision(plan),
         ("to write", f"{plan.bytes_to_write / 1e6:,.1f} MB in {plan.columns} columns"),
         ("padding waste", f"{plan.padding_waste:.1%} of computed frames"),
-        ("compilations", f"{plan.compilations}"),
+        ("compilations", f"{plan.compilations}, or loaded from an earlier run"),
+        *([] if plan.memory_bytes is None else [("memory", f"{plan.memory_bytes / 1e6:,.0f} MB")]),
         ("set aside", f"{len(plan.skipped)}"),
     ]
     if plan.relabelled:
@@ -268,13 +278,20 @@ def _print_plan(plan: IngestPlan) -> None:
         print(f"  {name:<15} {value}")
 
 
+def _precision(plan: IngestPlan) -> list[tuple[str, str]]:
+    """What was asked for, and what it is here; nothing to say of the default."""
+    if plan.setup.encoder is None or plan.setup.config.precision == "parity":
+        return []
+    return [("precision", getattr(plan.setup.encoder, "precision", "float32"))]
+
+
 def _print_summary(summary: IngestSummary) -> None:
     print(
         f"Done: {summary.utterances:,} utterances, {summary.hours:.2f} h in "
         f"{summary.seconds:,.1f} s ({summary.times_real_time:,.0f}x real time)"
     )
     for stage, seconds in summary.stages.items():
-        print(f"  {stage:<15} {seconds:,.1f} s busy")
+        print(f"  {stage:<15} {seconds:,.1f} s")
     if summary.relabelled:
         print(f"  labels          {summary.relabelled:,} stored utterances follow the manifest")
     _print_skipped(summary.skipped)

@@ -15,16 +15,24 @@ class BatchPolicy:
 
     Attributes:
         frames_per_batch: frames (padding included) that one batch aims for.
-        compile_cost: padded frames that one more compiled shape has to save to be worth it; about
-            0.9 s of compilation at 18,000 frames/s, as measured on two CPU cores.
+        compile_cost: padded frames that one more compiled shape has to save to be worth it. A
+            second of compilation is 25,000 frames on two CPU cores, but it comes once per machine
+            (`featurestore.compilation`), and frames come with every ingest.
+        batch_cost: frames that one more batch has to save: starting it, and less to do at once.
     """
 
     frames_per_batch: int = 4096
-    compile_cost: int = 16_384
+    compile_cost: int = 1024
+    batch_cost: int = 64
 
     def rows(self, frames: int, utterances: int) -> int:
         """Utterances in a batch of bucket `frames`, of which the corpus has `utterances`."""
         return max(1, min(self.frames_per_batch // frames, utterances))
+
+    def row_choices(self, frames: int) -> list[int]:
+        """Rows that a batch of bucket `frames` may have: as many as fit, a half, a quarter, ..."""
+        full = max(1, self.frames_per_batch // frames)
+        return [full >> halvings for halvings in range(full.bit_length())]
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,49 @@ def choose_buckets(lengths: Sequence[int] | np.ndarray, policy: BatchPolicy) -> 
     return tuple(reversed(chosen))
 
 
+def fit_rows(
+    buckets: Sequence[Bucket],
+    groups: Sequence[Sequence[int] | np.ndarray],
+    policy: BatchPolicy,
+) -> tuple[Bucket, ...]:
+    """The same buckets with as many rows as waste least.
+
+    A row without an utterance costs as much as a full one, and so does a batch whose first
+    utterance is much longer than its last. Rows are full, halved, and so on, so that different
+    corpora compile the same shapes.
+
+    Args:
+        buckets: as from `choose_buckets`.
+        groups: lengths of the utterances that are batched together, such as those of each column;
+            32 of them, evenly spaced, are looked at.
+        policy: what a batch costs.
+    """
+    seen = [np.asarray(groups[i]) for i in _spaced(len(groups), 32)]
+    fitted = list(buckets)
+
+    def cost(rows: int, place: int) -> int:
+        tried = [*fitted[:place], Bucket(fitted[place].frames, rows), *fitted[place + 1 :]]
+        planned = [batch.bucket for lengths in seen for batch in batches(lengths, tried)]
+        return sum(one.frames * one.rows + policy.batch_cost for one in planned)
+
+    # What a long bucket takes, a short one has not left. Twice: the first time without knowing.
+    for place in [*reversed(range(len(fitted)))] * 2:
+        frames = fitted[place].frames
+        rows = min(policy.row_choices(frames), key=lambda rows: cost(rows, place))
+        fitted[place] = Bucket(frames, rows)
+    return tuple(fitted)
+
+
+def _spaced(total: int, count: int) -> list[int]:
+    """Up to `count` of the numbers below `total`, evenly spaced."""
+    return sorted({index * total // count for index in range(count)}) if total else []
+
+
 def batches(lengths: Sequence[int] | np.ndarray, buckets: Sequence[Bucket]) -> list[Batch]:
     """Group utterances of similar length into batches of fixed shapes.
+
+    From the longest on, each batch has the smallest bucket that holds its first utterance and is
+    filled with the next ones, so that rows stay empty in the last batch only.
 
     Args:
         lengths: frames of each utterance.
@@ -103,15 +152,14 @@ def batches(lengths: Sequence[int] | np.ndarray, buckets: Sequence[Bucket]) -> l
     edges = np.array([bucket.frames for bucket in buckets])
     if lengths.max() > edges[-1]:
         raise ValueError(f"{lengths.max()} frames do not fit the longest bucket, {edges[-1]}")
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort(-lengths, kind="stable")
     held = np.searchsorted(edges, lengths[order])
-    result = []
-    for index in np.unique(held):
-        bucket, members = buckets[index], order[held == index]
-        result += [
-            Batch(bucket, tuple(int(i) for i in members[start : start + bucket.rows]))
-            for start in range(0, len(members), bucket.rows)
-        ]
+    result, start = [], 0
+    while start < len(order):
+        bucket = buckets[int(held[start])]
+        members = order[start : start + bucket.rows]
+        result.append(Batch(bucket, tuple(members.tolist())))
+        start += bucket.rows
     return result
 
 

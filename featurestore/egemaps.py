@@ -7,6 +7,7 @@ average of its channels.
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from featurestore.storage.place import file_stamp
 if TYPE_CHECKING:
     import opensmile
 
+_NICENESS = 10
 _MISSING = (
     "view 'egemaps' needs openSMILE: pip install 'featurestore[egemaps]' (free for research, not "
     "for commercial use), or leave it out: --views network,mfcc"
@@ -73,7 +75,15 @@ def functionals(path: str, start: float, end: float) -> tuple[np.ndarray, float,
     return values, duration, clip.sha256
 
 
+@functools.cache
+def _step_back() -> None:
+    """Leave the cores to whoever feeds the network, who works beside these processes."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(_NICENESS)
+
+
 def _one(path: str, start: float, end: float) -> tuple[np.ndarray, float, str, str] | str:
+    _step_back()
     stamp = file_stamp(path)
     try:
         return (*functionals(path, start, end), stamp)

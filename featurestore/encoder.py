@@ -16,10 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from featurestore.batching import BatchPolicy, batches, choose_buckets
+from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, fit_rows
 from featurestore.errors import AudioError, CheckpointError, FeatureStoreError
 from featurestore.hardware import compute_alike
-from featurestore.types import COEFFICIENTS, RESERVED_KINDS
+from featurestore.types import COEFFICIENTS, PRECISIONS, RESERVED_KINDS
 from featurestore.weights import Weights
 
 compute_alike()  # whoever runs a network imports this module first
@@ -93,11 +93,15 @@ class Encoder(Protocol):
     Optional besides: `architecture` (hashable), which encoders of one class share if they run the
     same `apply`, so that what was compiled for one serves the others (by default only those of the
     same fingerprint do); `batching`, the `BatchPolicy` that suits its need of memory; `bounds`, the
-    largest absolute value of each capture point, which int8 frames need; and
-    `by_layer(variables, batch, lengths, *, captures)`, which ingest calls instead of `apply` where
-    there is one: for each capture a list with one pair per layer, activations (utterance, frame,
-    unit) and their statistics as from `featurestore.kernels.masked_statistics` (4, utterance,
-    unit), for a network that has them cheaper than from all layers side by side.
+    largest absolute value of each capture point, which int8 frames need; `bytes_per_frame`, the
+    temporary memory of its program, for the plan; `precision` and
+    `in_precision(precision)`, which returns the same network with that arithmetic (one of
+    `float32`, `winograd`, `float16`, `bfloat16`) in its matrix products; and
+    `by_layer(variables, batch, lengths, *, captures, frames)`, which ingest calls instead of
+    `apply` where there is one: for each capture a list with one pair per layer, activations
+    (utterance, frame, unit), or None unless `frames`, and their statistics as from
+    `featurestore.kernels.masked_statistics` (4, utterance, unit), for a network that has them
+    cheaper than from all layers side by side.
     """
 
     @property
@@ -288,6 +292,44 @@ def _gcu(weights: str | Path | Weights, variant: str | None) -> Encoder:
     return gcu_encoder(read, variant=variant)
 
 
+def fast_precision() -> str:
+    """What `fast` is on this machine: `float16` on a GPU, `winograd` on a CPU.
+
+    With |z| up to 16, float16 has three bits more than bfloat16.
+    """
+    import jax
+
+    return "winograd" if jax.default_backend() == "cpu" else "float16"
+
+
+def in_precision(encoder: Encoder, precision: str) -> Encoder:
+    """The same network with other arithmetic in its matrix products; sums stay float32.
+
+    Args:
+        encoder: a network.
+        precision: `parity` (float32, as the original computes), `fast` (what `fast_precision`
+            says), or one by name: `float32`, `winograd` (float32 with a third of the
+            multiplications), `float16`, `bfloat16` (type of the factors).
+
+    Raises:
+        FeatureStoreError: an unknown precision, or a network that has only float32.
+    """
+    if precision not in PRECISIONS:
+        raise FeatureStoreError(
+            f"unknown precision '{precision}'; accepted: {', '.join(PRECISIONS)}"
+        )
+    wanted = "float32" if precision == "parity" else precision
+    if precision == "fast":
+        wanted = fast_precision()
+    if wanted == getattr(encoder, "precision", "float32"):
+        return encoder
+    if hasattr(encoder, "in_precision"):
+        return encoder.in_precision(wanted)
+    if precision == "fast":
+        return encoder
+    raise FeatureStoreError(f"encoder '{encoder.name}' has no precision but float32; leave it out")
+
+
 _applied: dict[Hashable, Any] = {}
 
 
@@ -337,6 +379,10 @@ def encode(
     return _encode_coefficients(encoder, arrays, policy or batch_policy(encoder))
 
 
+def _buckets(lengths: Sequence[int], policy: BatchPolicy) -> tuple[Bucket, ...]:
+    return fit_rows(choose_buckets(lengths, policy), [lengths], policy)
+
+
 def _encode_waveforms(
     encoder: Encoder, waveforms: list[np.ndarray], policy: BatchPolicy
 ) -> list[dict[str, np.ndarray]]:
@@ -346,7 +392,7 @@ def _encode_waveforms(
     lengths = [encoder.front_end.frame_count(len(signal)) for signal in signals]
     request = Request(tuple(encoder.captures), mfcc=False, frames=True, dtype="float32")
     results: list[dict[str, np.ndarray]] = [{} for _ in signals]
-    for batch in batches(lengths, choose_buckets(lengths, policy)):
+    for batch in batches(lengths, _buckets(lengths, policy)):
         counts = [lengths[member] for member in batch.members]
         started = dispatch(
             encoder,
@@ -373,7 +419,7 @@ def _encode_coefficients(
     inputs = [_checked_mfcc(array, index) for index, array in enumerate(coefficients)]
     lengths = [len(array) for array in inputs]
     results: list[dict[str, np.ndarray]] = [{} for _ in inputs]
-    for batch in batches(lengths, choose_buckets(lengths, policy)):
+    for batch in batches(lengths, _buckets(lengths, policy)):
         padded = np.zeros((batch.bucket.rows, batch.bucket.frames, COEFFICIENTS), np.float32)
         n_frames = np.zeros(batch.bucket.rows, np.int32)
         for row, member in enumerate(batch.members):

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from featurestore.batching import Bucket, pad_rows
+from featurestore.compilation import keeping_compiled
 from featurestore.encoder import AudioFrontEnd, Encoder, program_key
 from featurestore.errors import FeatureStoreError
 from featurestore.kernels import masked_statistics
@@ -68,9 +70,9 @@ def _features(
 ) -> tuple[dict[str, list[Array]], dict[str, Array]]:
     """Frames by layer and pooled statistics of a padded batch; traced once per shape."""
     batch, lengths = front_end.features(buffers, samples=n_samples, frames=n_frames)
-    values: dict[str, list[tuple[Array, Array]]] = {}
+    values: dict[str, list[tuple[Any, Array]]] = {}
     if request.captures and encoder is not None:
-        values = _layers(encoder, variables, batch, lengths, n_frames, request.captures)
+        values = _layers(encoder, variables, batch, lengths, n_frames, request)
     if request.mfcc:
         values["mfcc"] = [(batch, _pooled(batch, n_frames))]
     pooled = {
@@ -92,18 +94,20 @@ def _layers(
     batch: Array,
     lengths: Array,
     n_frames: Array,
-    captures: Sequence[str],
-) -> dict[str, list[tuple[Array, Array]]]:
+    request: Request,
+) -> dict[str, list[tuple[Any, Array]]]:
     """Activations (utterance, frame, unit) and statistics (4, utterance, unit) of each layer."""
     if hasattr(encoder, "by_layer"):
-        return encoder.by_layer(variables, batch, lengths, captures=captures)
+        return encoder.by_layer(
+            variables, batch, lengths, captures=request.captures, frames=request.frames
+        )
     activations = encoder.apply(variables, batch, lengths)
     return {
         name: [
             (activations[name][:, layer], _pooled(activations[name][:, layer], n_frames))
             for layer in range(activations[name].shape[1])
         ]
-        for name in captures
+        for name in request.captures
     }
 
 
@@ -143,6 +147,8 @@ def _check_shapes(encoder: Encoder, request: Request, bucket: Bucket, inputs: An
 
 
 _programs: dict[Hashable, jax.stages.Compiled] = {}
+_checked: set[Hashable] = set()
+_placed: dict[tuple[int, jax.Device], tuple[Encoder, Any]] = {}
 
 
 def _program_key(
@@ -161,38 +167,66 @@ def compile_program(
     bucket: Bucket,
     *,
     front_end: AudioFrontEnd | None = None,
+    device: jax.Device | None = None,
 ) -> jax.stages.Compiled:
-    """The program of a request for one shape, compiled once per process and kind of network.
+    """The program of a request for one shape, compiled once per device and kind of network.
 
     Args:
         encoder: the network; unused without captures.
         request: what to bring back.
         bucket: the shape.
         front_end: how it hears the audio; the encoder's own by default.
+        device: that runs it; the first one by default.
 
     Raises:
         FeatureStoreError: the network's activations have another shape than it says.
         ValueError: neither an encoder nor a front end.
     """
     hears = _front_end(encoder, front_end)
-    key = _program_key(encoder, request, bucket, hears)
+    device = device or jax.local_devices()[0]
+    key = _program_key(encoder, request, bucket, hears), device
     if key not in _programs:
-        buffers = jax.ShapeDtypeStruct(
-            (bucket.rows, hears.buffer_length(bucket.frames)), jnp.float32
-        )
-        counts = jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
         network = encoder if request.captures else None
-        if network is not None:
-            inputs = jax.eval_shape(
-                lambda b, s, f: hears.features(b, samples=s, frames=f), buffers, counts, counts
-            )
-            _check_shapes(network, request, bucket, inputs)
-        _programs[key] = (
-            jax.jit(functools.partial(_features, request, network, hears))
-            .lower(network.variables if network else {}, buffers, counts, counts)
-            .compile()
-        )
+        if network is not None and (kind := (program_key(network), request)) not in _checked:
+            _check_shapes(network, request, bucket, _inputs(hears, bucket))
+            _checked.add(kind)
+        features = functools.partial(_features, request, network, hears)
+        buffers, counts = _arguments(hears, bucket)
+        variables = network.variables if network else {}
+        program = jax.jit(features, in_shardings=SingleDeviceSharding(device))
+        with keeping_compiled():
+            _programs[key] = program.lower(
+                jax.tree.map(_shape, variables), buffers, counts, counts
+            ).compile()
     return _programs[key]
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+
+
+def _arguments(front_end: AudioFrontEnd, bucket: Bucket) -> tuple[Any, Any]:
+    buffers = jax.ShapeDtypeStruct(
+        (bucket.rows, front_end.buffer_length(bucket.frames)), jnp.float32
+    )
+    return buffers, jax.ShapeDtypeStruct((bucket.rows,), jnp.int32)
+
+
+def _inputs(front_end: AudioFrontEnd, bucket: Bucket) -> Any:
+    buffers, counts = _arguments(front_end, bucket)
+    return jax.eval_shape(
+        lambda b, s, f: front_end.features(b, samples=s, frames=f), buffers, counts, counts
+    )
+
+
+def _weights_on(device: jax.Device, encoder: Encoder) -> Any:
+    """An encoder's weights where they are needed; put there once."""
+    key = id(encoder), device
+    if key not in _placed:
+        for other in [one for one in _placed if one[0] != id(encoder)]:
+            del _placed[other]  # one network at a time is in use
+        _placed[key] = encoder, jax.device_put(encoder.variables, device)
+    return _placed[key][1]
 
 
 def _front_end(encoder: Encoder | None, front_end: AudioFrontEnd | None) -> AudioFrontEnd:
@@ -211,8 +245,9 @@ def dispatch(
     prepared: Sequence[np.ndarray],
     n_frames: Sequence[int] | np.ndarray,
     front_end: AudioFrontEnd | None = None,
+    device: jax.Device | None = None,
 ) -> Any:
-    """Start a batch on the device and return at once.
+    """Start a batch on a device and return at once.
 
     Args:
         encoder: the network; unused without captures.
@@ -221,19 +256,22 @@ def dispatch(
         prepared: waveforms from the front end's `prepare`.
         n_frames: their frames.
         front_end: how the network hears the audio; the encoder's own by default.
+        device: that runs it; the first one by default.
 
     Returns:
         What `collect` takes.
     """
     hears = _front_end(encoder, front_end)
+    device = device or jax.local_devices()[0]
     length = hears.buffer_length(bucket.frames)
     buffers = pad_rows(prepared, rows=bucket.rows, length=length)
     samples, frames = np.zeros((2, bucket.rows), np.int32)
     samples[: len(prepared)] = [min(length, len(one)) for one in prepared]
     frames[: len(n_frames)] = n_frames
-    program = compile_program(encoder, request, bucket, front_end=hears)
-    variables = encoder.variables if encoder is not None and request.captures else {}
-    return program(variables, buffers, samples, frames)
+    program = compile_program(encoder, request, bucket, front_end=hears, device=device)
+    network = encoder if request.captures else None
+    variables = _weights_on(device, network) if network is not None else {}
+    return program(variables, *jax.device_put((buffers, samples, frames), device))
 
 
 def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Extracted]:

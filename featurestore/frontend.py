@@ -27,10 +27,10 @@ from featurestore.types import (
 if TYPE_CHECKING:
     import jax
 
+    from featurestore.kernels.mfcc import MelFilters
+
 N_FFT = 2048  # samples
 MEL_BANDS = 128
-TOP_DB = 80.0
-POWER_FLOOR = 1e-10
 _BLOCKS = N_FFT // HOP_LENGTH  # a window is four hops long, so frames are four shifted blocks
 
 
@@ -101,9 +101,7 @@ class FrontEnd:
         frames: Int[Array, " utterance"],
     ) -> tuple[Float[Array, "utterance frame 20"], Int[Array, " utterance"]]:
         """MFCC of prepared waveforms in zero-filled buffers, and how many of their frames count."""
-        import jax
-
-        return jax.vmap(mfcc_of_padded)(buffers, frames), frames
+        return mfcc_of_batch(buffers, frames), frames
 
     def check_length(self, samples: int) -> None:
         """Raise unless `samples` samples at 16 kHz are enough.
@@ -148,11 +146,13 @@ def buffer_length(frames: int) -> int:
 
 
 @functools.cache
-def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _filters() -> MelFilters:
     """Window (2048,), mel weights (1025, 128) and DCT (128, 20), float64."""
     import librosa.filters
     import scipy.fft
     import scipy.signal
+
+    from featurestore.kernels.mfcc import MelFilters
 
     window = scipy.signal.get_window("hann", N_FFT, fftbins=True)
     mel = librosa.filters.mel(
@@ -166,78 +166,45 @@ def _constants() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         dtype=np.float64,
     )
     dct = scipy.fft.dct(np.eye(MEL_BANDS), type=2, norm="ortho", axis=0)[:COEFFICIENTS].T
-    return window, mel.T, dct
+    return MelFilters(window, mel.T, dct)
 
 
-def mfcc_of_padded(
-    padded: Float[Array, " sample"], n_frames: Int[Array, ""]
-) -> Float[Array, "frame coefficient"]:
-    """MFCC of one prepared waveform inside a fixed buffer; traceable, to be vmapped.
+def mfcc_of_batch(
+    buffers: Float[Array, "utterance sample"], n_frames: Int[Array, " utterance"]
+) -> Float[Array, "utterance frame coefficient"]:
+    """MFCC of prepared waveforms in fixed buffers; traceable.
 
     Args:
-        padded: `FrontEnd.prepare`d samples followed by zeros, `buffer_length(frames)` long.
-        n_frames: frames that belong to the utterance. Only they set the 80 dB reference; rows
+        buffers: `FrontEnd.prepare`d samples followed by zeros, `buffer_length(frames)` long.
+        n_frames: frames that belong to each utterance. Only they set its 80 dB reference; rows
             beyond are zero.
     """
-    import jax
-    import jax.numpy as jnp
+    from featurestore.kernels.mfcc import mfcc as of_batch
 
-    valid = _valid(padded, n_frames)
-    with jax.enable_x64(True):
-        rounded = cepstrum(_log_mel(padded, valid)).astype(jnp.float32)
-    return jnp.where(valid, rounded, 0.0)
+    return of_batch(buffers, n_frames, _filters())
 
 
-def log_mel_of_padded(
-    padded: Float[Array, " sample"], n_frames: Int[Array, ""]
-) -> Float[Array, "frame band"]:
-    """Mel spectrum in dB, from which `cepstrum` makes MFCC; arguments as for `mfcc_of_padded`."""
-    import jax
-    import jax.numpy as jnp
+def log_mel_of_batch(
+    buffers: Float[Array, "utterance sample"], n_frames: Int[Array, " utterance"]
+) -> Float[Array, "utterance frame band"]:
+    """Mel spectra in dB, from which `cepstrum` makes MFCC; arguments as for `mfcc_of_batch`."""
+    from featurestore.kernels.mfcc import log_mel
 
-    valid = _valid(padded, n_frames)
-    with jax.enable_x64(True):
-        rounded = _log_mel(padded, valid).astype(jnp.float32)
-    return jnp.where(valid, rounded, 0.0)
+    return log_mel(buffers, n_frames, _filters())
 
 
 def cepstrum(decibels: Float[Array, "frame band"]) -> Float[Array, "frame coefficient"]:
     """The first 20 coefficients of the orthonormal DCT-II over 128 mel bands in dB."""
     import jax.numpy as jnp
 
-    return jnp.matmul(decibels, _constants()[2].astype(decibels.dtype), precision="highest")
-
-
-def _valid(padded: Array, n_frames: Array) -> Array:
-    """(frame, 1): whether a frame of the buffer belongs to the utterance."""
-    import jax.numpy as jnp
-
-    frames = padded.shape[0] // HOP_LENGTH - _BLOCKS + 1
-    return (jnp.arange(frames) < n_frames)[:, None]
-
-
-def _log_mel(padded: Array, valid: Array) -> Array:
-    """Mel spectrum in dB, clamped to 80 dB under its maximum over the utterance; float64."""
-    import jax.numpy as jnp
-
-    window, mel, _ = _constants()
-    blocks = padded.reshape(-1, HOP_LENGTH)
-    frames = blocks.shape[0] - _BLOCKS + 1
-    framed = jnp.concatenate([blocks[i : i + frames] for i in range(_BLOCKS)], axis=1)
-    # In float32, XLA's FFT alone is off by 2e-4 on recordings and 7e-4 on pure tones, in bands near
-    # the 80 dB floor. librosa transforms in float64 as well; the network costs far more than this.
-    spectrum = jnp.fft.rfft(framed.astype(jnp.float64) * window, axis=-1)
-    bands = jnp.matmul(spectrum.real**2 + spectrum.imag**2, mel)
-    decibels = 10.0 * jnp.log10(jnp.maximum(bands, POWER_FLOOR))
-    loudest = jnp.max(jnp.where(valid, decibels, -jnp.inf))
-    return jnp.maximum(decibels, loudest - TOP_DB)
+    return jnp.matmul(decibels, _filters().dct.astype(decibels.dtype), precision="highest")
 
 
 @functools.cache
 def _jitted() -> jax.stages.Wrapped:
     import jax
 
-    return jax.jit(jax.vmap(mfcc_of_padded))
+    return jax.jit(mfcc_of_batch)
 
 
 def fill_buffers(

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +27,7 @@ from featurestore.kernels import (
     masked_statistics,
     pointwise,
 )
-from featurestore.types import CAPTURES, CLASSES, UNITS
+from featurestore.types import CAPTURES, CLASSES, UNITS, Arithmetic
 from featurestore.weights import Weights
 
 TAPS = 7
@@ -45,6 +45,7 @@ class GCUBlock(nn.Module):
     dilation: int
     precision: Precision
     implementation: str
+    keep: tuple[str, ...]
 
     @nn.compact
     def __call__(
@@ -65,6 +66,7 @@ class GCUBlock(nn.Module):
             dilation=self.dilation,
             precision=self.precision,
             implementation=self.implementation,
+            keep=self.keep,
         )
 
 
@@ -88,10 +90,13 @@ class GCUNetwork(nn.Module):
     Attributes:
         precision: type of the factors in the blocks' products.
         implementation: of the blocks; see `featurestore.kernels.gated_block`.
+        keep: what is wanted of the blocks besides the residual stream; others may be None, and
+            without `skip` there are no logits.
     """
 
     precision: Precision = "float32"
     implementation: str = "auto"
+    keep: tuple[str, ...] = ("gate", "skip", "moments")
 
     @nn.compact
     def __call__(
@@ -116,12 +121,14 @@ class GCUNetwork(nn.Module):
         z = front * mask
         blocks: list[Block] = []
         for name, dilation in zip(LAYER_NAMES, DILATIONS, strict=True):
-            block = GCUBlock(dilation, self.precision, self.implementation, name=name)
+            block = GCUBlock(dilation, self.precision, self.implementation, self.keep, name=name)
             blocks.append(block(z, n_frames))
             z = blocks[-1].residual
         found: dict[str, Any] = {
             name: [getattr(block, name) for block in blocks] for name in (*CAPTURES, "moments")
         }
+        if "skip" not in self.keep:
+            return {"front": front, **found}
         hidden = jnp.tanh(Pointwise(UNITS, name="hidden")(sum(found["skip"][1:], found["skip"][0])))
         return {"front": front, **found, "logits": Pointwise(CLASSES, name="logits")(hidden)}
 
@@ -179,8 +186,9 @@ class GCUEncoder:
         units: gated convolutional units per block.
         layer_names: the checkpoint's names of the blocks.
         receptive_field: frames that one output frame sees.
-        precision: of the products in the blocks, `float32` for parity with the original.
+        precision: arithmetic of the blocks, `float32` for parity with the original.
         implementation: of the blocks; see `featurestore.kernels.gated_block`.
+        bytes_per_frame: temporary memory of its program per frame of a batch, MFCC included.
     """
 
     name: str
@@ -193,8 +201,9 @@ class GCUEncoder:
     units: int = UNITS
     layer_names: tuple[str, ...] = LAYER_NAMES
     receptive_field: int = RECEPTIVE_FIELD
-    precision: Precision = "float32"
+    precision: Arithmetic = "float32"
     implementation: str = "auto"
+    bytes_per_frame: int = 13_000  # XLA says 9,200 to 12,300 for buckets of 128 to 8,192 frames
 
     @property
     def architecture(self) -> tuple[str, ...]:
@@ -221,6 +230,10 @@ class GCUEncoder:
         """Whether the weights are random: a control, not a recogniser."""
         return self.name.startswith("random:")
 
+    def in_precision(self, precision: Arithmetic) -> GCUEncoder:
+        """The same network with other arithmetic in its blocks."""
+        return replace(self, precision=precision)
+
     def apply(
         self,
         variables: Any,
@@ -228,7 +241,7 @@ class GCUEncoder:
         lengths: Int[Array, " utterance"],
     ) -> dict[str, Array]:
         """`GCUNetwork` on a padded batch of MFCC; `lengths` are frames."""
-        found = self._run(variables, batch, lengths)
+        found = self._run(variables, batch, lengths, ("gate", "skip"))
         stacked = {name: jnp.stack(found[name], axis=1) for name in CAPTURES}
         return {"front": found["front"], **stacked, "logits": found["logits"]}
 
@@ -239,9 +252,15 @@ class GCUEncoder:
         lengths: Int[Array, " utterance"],
         *,
         captures: Sequence[str],
-    ) -> dict[str, list[tuple[Array, Array]]]:
+        frames: bool,
+    ) -> dict[str, list[tuple[Array | None, Array]]]:
         """Activations and statistics of each layer; see `featurestore.encoder.Encoder`."""
-        found = self._run(variables, batch, lengths)
+        keep = [
+            name for name in ("gate", "skip") if name in captures and (frames or name != "gate")
+        ]
+        if "gate" in captures:
+            keep.append("moments")
+        found = self._run(variables, batch, lengths, tuple(keep))
         pool = jax.vmap(masked_statistics, out_axes=1)
         return {
             name: [
@@ -251,8 +270,14 @@ class GCUEncoder:
             for name in captures
         }
 
-    def _run(self, variables: Any, batch: Array, lengths: Array) -> dict[str, Any]:
-        network: Any = GCUNetwork(self.precision, self.implementation)
+    def _run(
+        self, variables: Any, batch: Array, lengths: Array, keep: tuple[str, ...]
+    ) -> dict[str, Any]:
+        network: Any = (
+            GCUNetwork("float32", "winograd", keep)
+            if self.precision == "winograd"
+            else GCUNetwork(self.precision, self.implementation, keep)
+        )
         return network.apply(variables, batch, lengths)
 
 

@@ -18,12 +18,23 @@ def cores() -> int:
 @functools.cache
 def processor() -> str:
     """Name of the processor."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def instructions() -> str:
+    """Which instructions the processor has, as far as the system tells; else its name."""
+    return _told("flags") or _told("Features") or processor()
+
+
+def _told(name: str) -> str:
+    """A line of what Linux says of the first processor; "" elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(name))
+    return next(found, "")
 
 
 def compute_alike() -> None:

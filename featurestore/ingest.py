@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -64,7 +67,8 @@ class IngestSummary:
         hours: of audio in those.
         relabelled: utterances already stored whose labels followed the manifest.
         seconds: wall-clock time of the whole run.
-        stages: busy seconds per stage, summed over the threads and processes that share it.
+        stages: seconds per stage, summed over the threads that share it; of `network` and `eGeMAPS`
+            those that were waited for the device and for openSMILE.
         skipped: what could not be read, and why.
         stopped: whether it was asked to stop before the end; the same ingest goes on from there.
         plan: what was planned.
@@ -261,6 +265,7 @@ class _Run:
     stopped: Callable[[], bool]
     client: Client | None
     progress: bool | None
+    abandoned: Callable[[], bool] = lambda: False
 
     def begin(self) -> None:
         """Put on disk what will be done, before any of it is."""
@@ -286,14 +291,31 @@ class _Run:
         part.commit(dict(record))
 
     def job(self, job: Job) -> None:
-        """Make the columns that some view still misses."""
+        """Make the columns that some view still misses; openSMILE works beside the network."""
+        if self.client is not None or not job.missing(("egemaps",)):
+            self._networks(job)
+            self._egemaps(job)
+            return
+        left = threading.Event()
+        with ThreadPoolExecutor(1, thread_name_prefix="eGeMAPS") as beside:
+            aside = dataclasses.replace(self, abandoned=left.is_set)
+            smile = beside.submit(aside._egemaps, job)
+
+            def stopped() -> bool:
+                return self.stopped() or (smile.done() and smile.exception() is not None)
+
+            try:
+                dataclasses.replace(self, stopped=stopped)._networks(job)
+                smile.result()
+            except BaseException:
+                left.set()  # it ends after the utterance in hand
+                raise
+
+    def _networks(self, job: Job) -> None:
         for hearing in self.plan.setup.hearings:
             if job.missing(hearing.kinds):
                 with self._bar("Encoding", job, hearing.kinds) as tick:
                     self._network(job, hearing, tick)
-        if job.missing(("egemaps",)):
-            with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
-                self._egemaps(job, tick)
 
     def _work(self, job: Job, kinds: Sequence[str], tick: Any) -> Work:
         parts = [job.parts[kind] for kind in kinds if kind in job.parts]
@@ -309,6 +331,7 @@ class _Run:
             clock=self.clock,
             tick=tick,
             stopped=self.stopped,
+            abandoned=self.abandoned,
         )
 
     def _network(self, job: Job, hearing: Hearing, tick: Any) -> None:
@@ -335,11 +358,15 @@ class _Run:
             decoders=setup.config.workers,
         )
 
-    def _egemaps(self, job: Job, tick: Any) -> None:
-        if self.client is not None:
-            self._distributed(job, ("egemaps",), tick, None, None, ())
+    def _egemaps(self, job: Job) -> None:
+        if not job.missing(("egemaps",)):
             return
-        run_egemaps(self._work(job, ("egemaps",), tick), workers=self.plan.setup.config.workers)
+        with self._bar("eGeMAPS", job, ("egemaps",)) as tick:
+            if self.client is not None:
+                self._distributed(job, ("egemaps",), tick, None, None, ())
+                return
+            work = self._work(job, ("egemaps",), tick)
+            run_egemaps(work, workers=self.plan.setup.config.workers)
 
     def _distributed(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from featurestore.certificate import Differences, compare
-from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
+from featurestore.encoder import AudioFrontEnd, Encoder, in_precision, load_encoder
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.frontend import front_end
 from featurestore.progress import progress_bar
@@ -247,7 +247,7 @@ def _extractor(
             f"({config.weights_source}), '{loaded.name}' is {loaded.fingerprint[:12]}; name the "
             "right ones (--weights, in Python encoder=)"
         )
-    return loaded, loaded.front_end
+    return in_precision(loaded, config.precision), loaded.front_end
 
 
 def _sample(

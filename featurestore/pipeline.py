@@ -8,6 +8,7 @@ grow with the corpus.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import sys
 import threading
@@ -19,6 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -27,14 +29,16 @@ from featurestore.audio import read_clip
 from featurestore.batching import Batch, Bucket, batches
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import AudioError
-from featurestore.extract import Extracted, Request, collect, compile_program, dispatch
+from featurestore.extract import Request, collect, compile_program, dispatch
 from featurestore.storage.place import file_stamp
 from featurestore.store.ledger import Part
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
 from featurestore.survey import samples_for
 
-_BATCHES_AHEAD = 3  # decoded before the device asks for them
+BATCHES_AHEAD = 3  # decoded before the device asks for them
+# On a device at once: one that computes, and one that waits so that the device never does.
+BATCHES_RUNNING = 2
 
 
 class Clock:
@@ -76,6 +80,7 @@ class Work:
         clock: where time goes.
         tick: called with the seconds of audio done, set aside or not.
         stopped: whether no further column is to be begun.
+        abandoned: whether even the column in hand is not wanted any more.
     """
 
     columns: Sequence[Column]
@@ -89,6 +94,7 @@ class Work:
     clock: Clock
     tick: Callable[[float], None]
     stopped: Callable[[], bool] = lambda: False
+    abandoned: Callable[[], bool] = lambda: False
 
 
 @dataclass
@@ -215,12 +221,16 @@ def _column_writer(work: Work) -> Iterator[_ColumnWriter]:
         writer.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Decoded:
     prepared: np.ndarray
     duration_s: float
     sha256: str
     stamp: str
+
+    def release(self) -> None:
+        """Let go of the samples: the device has its own."""
+        self.prepared = self.prepared[:0].copy()
 
 
 def _decode(
@@ -252,7 +262,7 @@ class _Step:
     decoding: list[Future[_Decoded | str]]
     last: bool
     decoded: list[_Decoded] = field(default_factory=list)
-    device: Any = None
+    started: Any = None
 
 
 def _steps(
@@ -305,33 +315,41 @@ def run_network(
         buckets: shapes to run.
         decoders: threads that decode.
     """
+    # Each batch runs on one device, as it would if there were no other: to the bit the same result.
+    devices = jax.local_devices()
     # All at once before the work: a compiler beside full buffers would raise the peak of memory
     # with every shape that a larger corpus adds.
     with work.clock("compile"):
         for bucket in _needed(work, buckets):
-            compile_program(encoder, request, bucket, front_end=front_end)
+            for device in devices:
+                compile_program(encoder, request, bucket, front_end=front_end, device=device)
     _return_free_memory()
-    on_device: _Step | None = None
+    running: deque[_Step] = deque()
     with (
         _column_writer(work) as writer,
         ThreadPoolExecutor(decoders, thread_name_prefix="decoder") as pool,
     ):
-        for step in _ahead(_steps(work, buckets, front_end, pool), _BATCHES_AHEAD):
-            _gather(step, work)
-            with work.clock("network"):
-                step.device = dispatch(
+        planned = _ahead(_steps(work, buckets, front_end, pool), BATCHES_AHEAD + len(devices) - 1)
+        for device, step in zip(itertools.cycle(devices), planned, strict=False):
+            with work.clock("wait for decoding"):
+                _gather(step, work)
+            with work.clock("pad"):
+                step.started = dispatch(
                     encoder,
                     request,
                     bucket=step.batch.bucket,
                     prepared=[one.prepared for one in step.decoded],
                     n_frames=work.frames[step.members],
                     front_end=front_end,
+                    device=device,
                 )
-            if on_device is not None:
-                _take_apart(on_device, work, writer)
-            on_device = step
-        if on_device is not None:
-            _take_apart(on_device, work, writer)
+            for one in step.decoded:
+                one.release()
+            running.append(step)
+            if len(running) == BATCHES_RUNNING * len(devices):
+                _take_apart(running.popleft(), work, writer)
+        while running:
+            _take_apart(running.popleft(), work, writer)
 
 
 def _needed(work: Work, buckets: Sequence[Bucket]) -> list[Bucket]:
@@ -357,8 +375,8 @@ def _gather(step: _Step, work: Work) -> None:
 def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
     """Copy a finished batch into its column, and hand the column on if it was the last one."""
     with work.clock("network"):
-        results: list[Extracted] = collect(step.device, n_frames=work.frames[step.members])
-    step.device = None
+        results = collect(step.started, n_frames=work.frames[step.members])
+    step.started = None
     step.column.allocate()
     with work.clock("copy"):
         for member, decoded, result in zip(step.members, step.decoded, results, strict=True):
@@ -392,6 +410,8 @@ def run_egemaps(work: Work, *, workers: int) -> None:
             opened = _open(work, column)
             opened.allocate()
             for member in column.members:
+                if work.abandoned():
+                    return
                 with work.clock("eGeMAPS"):
                     result = next(results)
                 work.tick(float(work.frames[member]) * work.frame_period_s)

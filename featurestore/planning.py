@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets
+from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, fit_rows
 from featurestore.corpus import read_manifest, validate_manifest
 from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import StoreError
 from featurestore.holdings import Holdings, changed_audio, holdings
+from featurestore.memory import running_bytes
 from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig, Setup, set_up
 from featurestore.storage import Place, as_place
@@ -60,7 +61,8 @@ class Job:
         The last bits of a sum depend on the shape it is computed in, and a resumed part has to be
         what an uninterrupted one would have been.
         """
-        return choose_buckets(self.frames, policy)
+        columns = [self.frames[column.members] for column in self.plan.columns]
+        return fit_rows(choose_buckets(self.frames, policy), columns, policy)
 
     def missing(self, kinds: Sequence[str]) -> frozenset[int]:
         """Columns that at least one of these views misses."""
@@ -96,7 +98,10 @@ class IngestPlan:
         columns: units of work.
         bytes_to_write: about how much disk they take.
         padding_waste: share of computed frames that are padding, 0 to 1.
-        compilations: programs that are compiled, one per bucket and set of views.
+        compilations: programs that are compiled, one per bucket and set of views; those that an
+            earlier run has compiled on this machine are only loaded.
+        memory_bytes: about how much memory the run takes on top of the process and its programs
+            (`featurestore.memory`); None for an encoder that does not tell.
         relabelled: stored utterances whose speaker, text or labels the manifest changes.
         replaced: stored utterances whose audio is another one now, and is ingested anew.
         forgotten: rows of the manifest that are left out, since they were forgotten on request.
@@ -116,6 +121,7 @@ class IngestPlan:
     bytes_to_write: int
     padding_waste: float
     compilations: int
+    memory_bytes: int | None
     relabelled: int
     replaced: tuple[str, ...]
     forgotten: int
@@ -337,12 +343,30 @@ def _describe(
         bytes_to_write=amounts.size,
         padding_waste=1.0 - wanted / computed if computed else 0.0,
         compilations=sum(one.programs for one in batching),
+        memory_bytes=_memory(setup, jobs),
         skipped=skipped,
         setup=setup,
         rows=rows,
         jobs=tuple(jobs),
         **facts,
     )
+
+
+def _memory(setup: Setup, jobs: Sequence[Job]) -> int | None:
+    """Of the job and front end that take most."""
+    found = [0]
+    for job in jobs:
+        for hearing in setup.hearings:
+            kinds = [kind for kind in hearing.kinds if kind in job.parts]
+            network = any(kind != "mfcc" for kind in kinds)
+            # MFCC alone take less than a network that hears them.
+            per_frame = getattr(setup.encoder, "bytes_per_frame", None) if network else 0
+            if per_frame is None:
+                return None
+            parts = [(setup.views[kind].config, job.plan.layout) for kind in kinds]
+            buckets = job.buckets(setup.batching(hearing)) if kinds else ()
+            found.append(running_bytes(parts, buckets, bytes_per_frame=per_frame))
+    return max(found)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Tick = Callable[[float], None]
 _LOG_INTERVAL_S = 10.0
@@ -50,6 +52,41 @@ def progress_bar(
 def _bar(
     title: str, total: float, *, unit: str, scale: float, rate: Callable[[float], str] | None
 ) -> Iterator[Tick]:
+    with _display.shared() as display:
+        task = display.add_task(title, total=total, unit=unit, scale=scale, rate=rate)
+        yield lambda amount: display.advance(task, amount)
+
+
+class _Display:
+    """One display for all bars of the process: a terminal has room for one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._progress: Any = None
+
+    @contextmanager
+    def shared(self) -> Iterator[Any]:
+        with self._lock:
+            if not self._users:
+                self._progress = _progress()
+                self._progress.start()
+            self._users += 1
+            progress = self._progress
+        try:
+            yield progress
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._progress = None
+                    progress.stop()
+
+
+_display = _Display()
+
+
+def _progress() -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -63,21 +100,21 @@ def _bar(
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
-            text = f"{task.completed / scale:,.{2 if scale != 1 else 0}f}"
-            text += f"/{total / scale:,.{2 if scale != 1 else 0}f} {unit}"
+            scale, rate = task.fields["scale"], task.fields["rate"]
+            digits = 2 if scale != 1 else 0
+            text = f"{task.completed / scale:,.{digits}f}"
+            text += f"/{(task.total or 0) / scale:,.{digits}f} {task.fields['unit']}"
             if rate and task.speed:
                 text += f"  {rate(task.speed)}"
             return Text(text)
 
-    columns = (
+    return Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(bar_width=28),
         Amount(),
         TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(title, total=total)
-        yield lambda amount: display.advance(task, amount)
 
 
 def _log_lines(

@@ -10,7 +10,7 @@ from typing import get_args
 
 from featurestore import egemaps
 from featurestore.batching import BatchPolicy
-from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy
+from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy, in_precision
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.hardware import cores
@@ -18,7 +18,7 @@ from featurestore.storage import Place
 from featurestore.store.ledger import View
 from featurestore.store.records import check_store, is_free
 from featurestore.store.schema import ViewConfig
-from featurestore.types import FRAME_PERIOD_S, NETWORK, VIEWS, FrameDtype
+from featurestore.types import FRAME_PERIOD_S, NETWORK, PRECISIONS, VIEWS, FrameDtype
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class IngestConfig:
         dtype: of the frames kept.
         batching: how batches are shaped; None takes what suits the network.
         column_frames: frames per unit of work and shard, or None for what suits the corpus.
+        precision: of the network: `parity` (float32), `fast` (what suits this machine), or one by
+            name; see `featurestore.encoder.in_precision`.
         workers: decoding threads and openSMILE processes.
         certified: utterances of each part that are encoded once more, alone, for its certificate.
     """
@@ -43,15 +45,17 @@ class IngestConfig:
     dtype: FrameDtype = "float16"
     batching: BatchPolicy | None = None
     column_frames: int | None = None
+    precision: str = "parity"
     workers: int = field(default_factory=cores)
     certified: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse a type of frames that no view has.
+        """Refuse a type of frames that no view has, and a precision that no network has.
 
         Raises:
-            FeatureStoreError: an unknown type.
+            FeatureStoreError: an unknown type or precision.
         """
+        _refuse_unknown("precision", (self.precision,), PRECISIONS)
         _refuse_unknown("frame type", (self.dtype,), get_args(FrameDtype))
 
     @property
@@ -208,6 +212,7 @@ def _view_config(
         layer_names=tuple(encoder.layer_names),
         frames=config.frames,
         dtype=config.dtype if config.frames else "float32",
+        precision=getattr(encoder, "precision", "float32"),
         units=encoder.units,
         frame_period_s=end.frame_period_s,
         frame_offset_s=end.frame_offset_s,
@@ -258,6 +263,8 @@ def set_up(
     if not is_free(root):
         check_store(root)
     config = config.resolved(encoder)
+    if encoder is not None and config.wants_network:
+        encoder = in_precision(encoder, config.precision)
     hearings = _heard(config, encoder, variant)
     if variant is not None and not any(isinstance(one.front_end, FrontEnd) for one in hearings):
         raise FeatureStoreError(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from featurestore.audio import read_clip
-from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets
+from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, fit_rows
 from featurestore.corpus import validate_manifest
 from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import AudioError, FeatureStoreError
@@ -129,7 +129,11 @@ def plan_transcription(
         unread=unread,
         table=manifest,
         frames=frames,
-        buckets=choose_buckets(frames[frames > 0], config.batching),
+        buckets=fit_rows(
+            choose_buckets(frames[frames > 0], config.batching),
+            [frames[frames > 0]],
+            config.batching,
+        ),
         recogniser=recogniser,
         config=config,
     )

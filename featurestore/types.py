@@ -25,3 +25,8 @@ LAYERS = 15
 UNITS = 128
 CLASSES = 28
 COEFFICIENTS = 20
+
+# Of a network's matrix products: float32 factors, with fewer multiplications, or 16-bit factors.
+Arithmetic = Literal["float32", "winograd", "float16", "bfloat16"]
+# What an ingest may ask for: the original's arithmetic, the fastest here, or one by name.
+PRECISIONS = ("parity", "fast", "float32", "winograd", "float16", "bfloat16")

@@ -32,7 +32,7 @@ _QUERIES = 512
 _MASKED = -1e30
 # 30 s of audio at once, with which the base network takes 1.8 GB in all. On a CPU, compiling it
 # takes as long as some 5 to 10 s of audio.
-BATCHING = BatchPolicy(frames_per_batch=1500, compile_cost=500)
+BATCHING = BatchPolicy(frames_per_batch=1500, compile_cost=500, batch_cost=8)
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

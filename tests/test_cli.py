@@ -36,6 +36,7 @@ COMMANDS = (
     ("weights", "import"),
     ("weights", "card"),
     ("weights", "show"),
+    ("bench",),
     ("demo",),
 )
 
@@ -88,8 +89,8 @@ def test_help_imports_nothing_heavy() -> None:
     modules = set(done.stdout.partition("MODULES")[2].split())
     heavy = {
         "dask", "fast_ctc_decode", "flax", "jax", "jiwer", "joblib", "librosa", "matplotlib",
-        "numpy", "opensmile", "optax", "orbax", "pandas", "pyarrow",
-        "scipy", "sklearn", "soundfile", "xarray", "zarr",
+        "numpy", "onnx", "onnxruntime", "opensmile", "optax", "orbax", "pandas", "pyarrow",
+        "scipy", "sklearn", "soundfile", "torch", "xarray", "zarr",
     }  # fmt: skip
     assert "featurestore.cli.app" in modules
     assert not heavy & modules

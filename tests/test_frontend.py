@@ -25,7 +25,7 @@ from featurestore.frontend import (
     frame_count,
     front_end,
     mfcc,
-    mfcc_of_padded,
+    mfcc_of_batch,
 )
 
 PAD_MODES = {"librosa": "constant", "librosa-0.5": "reflect"}
@@ -184,7 +184,7 @@ def test_company_in_a_batch_does_not_matter(variant):
     ]
     counts = [frame_count(chosen.decimated_length(len(signal))) for signal in signals]
     buffers = fill_buffers([chosen.prepare(s) for s in signals], rows=6, frames=32)
-    batched = jax.jit(jax.vmap(mfcc_of_padded))(buffers, np.array([*counts, 0, 0], np.int32))
+    batched = jax.jit(mfcc_of_batch)(buffers, np.array([*counts, 0, 0], np.int32))
     found = np.asarray(batched)
     assert found.shape == (6, 32, 20)
     for row, (signal, count) in enumerate(zip(signals, counts, strict=True)):
@@ -201,7 +201,7 @@ def test_the_loudest_band_is_sought_in_valid_frames_only():
     count = frame_count(len(signal))
     buffers = fill_buffers([chosen.prepare(signal)], rows=1, frames=40)
     buffers[0, buffer_length(count) :] = 1e3
-    found = np.asarray(jax.vmap(mfcc_of_padded)(buffers, np.array([count], np.int32)))[0]
+    found = np.asarray(jax.jit(mfcc_of_batch)(buffers, np.array([count], np.int32)))[0]
     np.testing.assert_allclose(found[:count], mfcc(signal, variant="librosa"), rtol=0, atol=6.2e-5)
 
 
@@ -299,5 +299,5 @@ def test_strict_dtype_promotion():
     buffers = fill_buffers([chosen.prepare(np.ones(700, np.float32))], rows=1, frames=2)
     with jax.numpy_dtype_promotion("strict"):
         # Not the jitted function, which may have been traced before.
-        found = jax.vmap(mfcc_of_padded)(buffers, np.array([2], np.int32))
+        found = jax.jit(mfcc_of_batch)(buffers, np.array([2], np.int32))
     assert found.dtype == np.float32

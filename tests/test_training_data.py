@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from synthetic import babble, write_corpus
 
 from featurestore.errors import TrainingError
-from featurestore.frontend import front_end, log_mel_of_padded, mfcc, mfcc_of_padded
+from featurestore.frontend import front_end, log_mel_of_batch, mfcc, mfcc_of_batch
 from featurestore.training import augment
 from featurestore.training.alphabet import ALPHABET, BLANK, spell, written
 from featurestore.training.augment import NO_AUGMENTATION, Augmentation, augmented_mfcc
@@ -209,7 +209,7 @@ def test_a_file_that_goes_bad_meanwhile_stops_nothing(tmp_path: Path) -> None:
 def test_unvaried_batches_hold_the_mfcc_of_the_recordings(tmp_path: Path) -> None:
     loader = _loader(_corpus(tmp_path), augmentation=NO_AUGMENTATION)
     for batch in loader.batches(loader.plan(0), 0):
-        found = jax.vmap(mfcc_of_padded)(batch.buffers, batch.n_frames)
+        found = jax.jit(mfcc_of_batch)(batch.buffers, batch.n_frames)
         for row, id in enumerate(batch.ids):
             path = next(e.audio[0] for e in loader.examples if e.id == id)
             expected = mfcc(soundfile.read(path, dtype="float32")[0])
@@ -241,7 +241,7 @@ def _decibels(seconds: float = 2.0) -> tuple[jax.Array, np.int32]:
     frames = 1 + int(seconds * 16_000) // 512
     buffer = np.zeros((frames + 12 + 3) * 512, np.float32)
     buffer[: len(prepared)] = prepared
-    return log_mel_of_padded(jnp.asarray(buffer), jnp.int32(frames)), np.int32(frames)
+    return log_mel_of_batch(jnp.asarray(buffer)[None], jnp.array([frames]))[0], np.int32(frames)
 
 
 def test_without_variation_it_is_the_front_end() -> None:

@@ -42,7 +42,7 @@ class ViewConfig:
         layer_names: names of the layers.
         frames: whether every frame is kept, besides pooled statistics.
         dtype: of the frames.
-        precision: of the arithmetic.
+        precision: arithmetic of the network's matrix products, of which sums are float32.
         features: names of the features of a view that has no frames.
         units: of each layer of the network.
         frame_period_s: seconds between frames.

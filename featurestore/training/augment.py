@@ -100,7 +100,7 @@ def augmented_mfcc(
     """MFCC of an utterance in another voice, through another channel, with gaps.
 
     Args:
-        decibels: mel spectrum from `featurestore.frontend.log_mel_of_padded`.
+        decibels: mel spectrum from `featurestore.frontend.log_mel_of_batch`.
         n_frames: frames that belong to the utterance; rows beyond come back as zeros.
         key: what is drawn.
         augmentation: how much.

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from featurestore.frontend import log_mel_of_padded, mfcc_of_padded
+from featurestore.frontend import log_mel_of_batch, mfcc_of_batch
 from featurestore.training.augment import Augmentation, augmented_mfcc
 from featurestore.training.config import Precision, TrainConfig
 from featurestore.training.ctc import ctc_loss
@@ -179,8 +179,8 @@ def _coefficients(
     buffers: Array, n_frames: Array, key: Array, augmentation: Augmentation
 ) -> Float[Array, "row frame coefficient"]:
     if not augmentation.spectral:
-        return jax.vmap(mfcc_of_padded)(buffers, n_frames)
-    decibels = jax.vmap(log_mel_of_padded)(buffers, n_frames)
+        return mfcc_of_batch(buffers, n_frames)
+    decibels = log_mel_of_batch(buffers, n_frames)
     # A row's variation does not depend on how many rows there are.
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(buffers)))
     vary = functools.partial(augmented_mfcc, augmentation=augmentation)
@@ -188,7 +188,7 @@ def _coefficients(
 
 
 def _recognise(network: dict[str, Any], buffers: Array, n_frames: Array) -> Array:
-    coefficients = jax.vmap(mfcc_of_padded)(buffers, n_frames)
+    coefficients = mfcc_of_batch(buffers, n_frames)
     logits, _ = forward(
         network["parameters"], coefficients, n_frames, statistics=network["statistics"]
     )

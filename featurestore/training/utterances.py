@@ -25,7 +25,7 @@ from featurestore.analysis.features import known_speakers, label_values, text_va
 from featurestore.audio import read_clip
 from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets
 from featurestore.errors import AnalysisError, AudioError, StoreError
-from featurestore.frontend import FrontEnd, fill_buffers, mfcc_of_padded
+from featurestore.frontend import FrontEnd, fill_buffers, mfcc_of_batch
 from featurestore.planning import load_table
 from featurestore.progress import progress_bar
 from featurestore.store.reader import Store, open_store
@@ -286,4 +286,4 @@ def _prepared(row: dict[str, Any], frames: int, *, front_end: FrontEnd) -> _Prep
 
 @functools.cache
 def _mfcc() -> jax.stages.Wrapped:
-    return jax.jit(jax.vmap(mfcc_of_padded))
+    return jax.jit(mfcc_of_batch)

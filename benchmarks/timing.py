@@ -10,8 +10,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.errors import FeatureStoreError
+
 # A contestant does its work, waits for the device, and may write into the empty folder it is given.
-Contestant = Callable[[Path], object]
+# One that works in another process says how many seconds that took; the clock here counts if None.
+Contestant = Callable[[Path], float | None]
+
+
+class DisagreementError(FeatureStoreError):
+    """Two contestants do not compute the same, so that timing them would compare different work."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two results lie apart.
+
+    Attributes:
+        what: was compared.
+        difference: largest absolute difference.
+        tolerance: up to which the two count as the same.
+    """
+
+    what: str
+    difference: float
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        """Refuse results that differ.
+
+        Raises:
+            DisagreementError: by more than the tolerance, or not a number.
+        """
+        if not self.difference <= self.tolerance:
+            raise DisagreementError(
+                f"{self.what}: the two sides differ by {self.difference:.2g}, more than "
+                f"{self.tolerance:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -22,13 +56,17 @@ class Contest:
         audio_s: seconds of audio that one run processes.
         ours: this package.
         theirs: what it is compared with, or the reason why that cannot be measured here.
-        difference: largest absolute difference between the two results, where it was looked at.
+        agreement: of the two results, where they are meant to be the same.
+        warm: whether both sides have run before, so that their first run counts.
+        done: ends what was started for the contest.
     """
 
     audio_s: float
     ours: Contestant
     theirs: Contestant | str
-    difference: float | None = None
+    agreement: Agreement | None = None
+    warm: bool = False
+    done: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -36,22 +74,17 @@ class Timing:
     """Wall-clock seconds of one contestant.
 
     Attributes:
-        first: of the run before the measurement, compilation included.
+        first: of the run before the measurement; None where there was none.
         seconds: of each run measured.
     """
 
-    first: float
+    first: float | None
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Median seconds of a run."""
+        """Middle of the measured runs, seconds."""
         return statistics.median(self.seconds)
-
-    @property
-    def compilation(self) -> float:
-        """Seconds that the first run took longer than the others."""
-        return max(0.0, self.first - self.median)
 
 
 class OtherProcesses:
@@ -64,7 +97,7 @@ class OtherProcesses:
     def cores(self) -> float | None:
         """Mean number of cores; None where the system does not tell."""
         began, now = self._began, self._counters()
-        if began is None or now is None:
+        if began is None or now is None or now[0] <= began[0]:
             return None
         return max(0.0, ((now[1] - began[1]) - (now[2] - began[2])) / (now[0] - began[0]))
 
@@ -86,8 +119,8 @@ def once(run: Contestant, scratch: Path | None) -> float:
     """Seconds of one run; making and removing its folder are not counted."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         began = time.perf_counter()
-        run(Path(folder))
-        return time.perf_counter() - began
+        own = run(Path(folder))
+        return time.perf_counter() - began if own is None else own
 
 
 def alternate(
@@ -97,7 +130,7 @@ def alternate(
 
     Args:
         contest: who runs.
-        repeats: runs of each, after the first one.
+        repeats: runs of each that count.
         scratch: where the folders that runs write into are made; the system's choice if None.
 
     Returns:
@@ -106,7 +139,7 @@ def alternate(
     runs = [contest.ours]
     if not isinstance(contest.theirs, str):
         runs.append(contest.theirs)
-    first = [once(run, scratch) for run in runs]
+    first = [None if contest.warm else once(run, scratch) for run in runs]
     rounds = [[once(run, scratch) for run in runs] for _ in range(repeats)]
     timings = [
         Timing(warm_up, seconds)

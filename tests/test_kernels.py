@@ -272,8 +272,8 @@ def test_log_mel_and_mfcc_are_rounded_once_and_zero_beyond(case: MfccCase) -> No
         np.testing.assert_allclose(found, expected, rtol=2.0**-23, atol=1e-6)
 
 
-# Moments: both add float32 in another order. A sum of up to 128 values is off by some ulps of 128
-# times their size, a mean by as many of its own.
+# Moments: both add float32, in another order, and NumPy float64. A mean of 1,000 values is off by a
+# few roundings of 6e-8 of their size; minima and maxima are the same bits.
 
 
 @functools.cache

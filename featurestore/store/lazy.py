@@ -117,11 +117,9 @@ def frames_array(
 def _read_frames(
     array: zarr.Array, *, layer: int | None, places: Iterable[slice], scale: float | None
 ) -> np.ndarray:
-    if layer is None:
-        values = np.concatenate([np.asarray(array[place]) for place in places])
-    else:
-        only = slice(layer, layer + 1)
-        values = np.concatenate([np.asarray(array[only, place]) for place in places], axis=1)
+    outer = () if layer is None else (slice(layer, layer + 1),)
+    found = [np.asarray(array[(*outer, place)]) for place in places]
+    values = found[0] if len(found) == 1 else np.concatenate(found, axis=len(outer))
     return values if scale is None else unpack(values, scale)
 
 

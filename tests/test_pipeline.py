@@ -199,7 +199,8 @@ def test_neither_files_nor_threads_pile_up(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", babble(1.0), 16_000)
     said = run(GROWTH, tmp_path / "long.wav", tmp_path / "store", trials(20_000))
     files, files_later, threads, threads_later = map(int, said.split())
-    assert files_later <= files + 2  # a decoder may have one more open at a look
+    # Each decoder has a few open at a look, or none; one left open per batch would be 100 more.
+    assert files_later <= files + 8
     assert threads_later <= threads
 
 

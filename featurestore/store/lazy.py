@@ -22,6 +22,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from featurestore.store.plan import CHUNK_UTTERANCES
 from featurestore.store.schema import MISSING_INT8
+from featurestore.store.shards import read_rows
 
 MAX_BLOCKS = 40_000  # of one array; dask takes some 0.1 ms and 2 KB for each
 # Stored chunks of pooled statistics per block, fewer where a frame is wider than that of the GCU
@@ -117,10 +118,17 @@ def frames_array(
 def _read_frames(
     array: zarr.Array, *, layer: int | None, places: Iterable[slice], scale: float | None
 ) -> np.ndarray:
-    outer = () if layer is None else (slice(layer, layer + 1),)
-    found = [np.asarray(array[(*outer, place)]) for place in places]
-    values = found[0] if len(found) == 1 else np.concatenate(found, axis=len(outer))
+    axis = 0 if layer is None else 1
+    found = [_rows(array, layer, place) for place in places]
+    values = found[0] if len(found) == 1 else np.concatenate(found, axis=axis)
     return values if scale is None else unpack(values, scale)
+
+
+def _rows(array: zarr.Array, layer: int | None, place: slice) -> np.ndarray:
+    if layer is None:
+        return np.asarray(array[place])
+    values = read_rows(array, layer, place)
+    return np.asarray(array[layer : layer + 1, place]) if values is None else values
 
 
 def unpack(values: np.ndarray, scale: float) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""Shards read directly are what Zarr reads, and what is damaged is left to Zarr to refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import Crc32cCodec
+
+from featurestore.storage.arrays import PlaceStore
+from featurestore.storage.local import LocalPlace
+from featurestore.store.shards import read_rows
+
+LAYERS, FRAMES, SHARD, CHUNK, UNITS = 3, 96, 32, 8, 4
+
+
+def make(folder: Path, *, dtype: str = "float16", compressors: object = (Crc32cCodec(),)):
+    array = zarr.create_array(
+        PlaceStore(LocalPlace(folder)),
+        name="frames/gate",
+        shape=(LAYERS, FRAMES, UNITS),
+        chunks=(1, CHUNK, UNITS),
+        shards=(1, SHARD, UNITS),
+        dtype=dtype,
+        compressors=compressors,
+        fill_value=0,
+    )
+    values = np.random.default_rng(0).integers(-100, 100, array.shape).astype(dtype)
+    for column in range(0, FRAMES, SHARD):
+        array[:, column : column + SHARD] = values[:, column : column + SHARD]
+    return array, values
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory):
+    return make(tmp_path_factory.mktemp("shards"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, LAYERS - 1),
+    st.integers(0, FRAMES // SHARD - 1),
+    st.tuples(st.integers(0, SHARD), st.integers(0, SHARD)).filter(lambda p: p[0] < p[1]),
+)
+def test_any_frames_of_a_shard_are_those_of_zarr(made, layer, column, part) -> None:
+    array, values = made
+    place = slice(column * SHARD + part[0], column * SHARD + part[1])
+    found = read_rows(array, layer, place)
+    assert found is not None
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values[layer : layer + 1, place])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_every_type_of_frames(tmp_path: Path, dtype: str) -> None:
+    array, values = make(tmp_path, dtype=dtype)
+    found = read_rows(array, 1, slice(0, SHARD))
+    np.testing.assert_array_equal(found, values[1:2, :SHARD])
+
+
+def test_frames_of_two_shards_are_left_to_zarr(made) -> None:
+    assert read_rows(made[0], 0, slice(SHARD - 1, SHARD + 1)) is None
+
+
+def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
+    packed, _ = make(tmp_path / "packed", compressors=(zarr.codecs.ZstdCodec(),))
+    assert read_rows(packed, 0, slice(0, SHARD)) is None
+    plain = zarr.create_array(
+        PlaceStore(LocalPlace(tmp_path / "plain")), shape=(1, 8, 4), chunks=(1, 8, 4), dtype="f4"
+    )
+    assert read_rows(plain, 0, slice(0, 8)) is None
+
+
+def test_whatever_byte_is_changed_is_noticed(tmp_path: Path) -> None:
+    """Every byte of a shard is under a checksum: of a chunk, or of the index."""
+    array, values = make(tmp_path)
+    (shard,) = tmp_path.glob("frames/gate/c/1/1/0")
+    whole = shard.read_bytes()
+    place = slice(SHARD, 2 * SHARD)
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        shard.write_bytes(damaged)
+        assert read_rows(array, 1, place) is None, position
+    for length in range(0, len(whole), 7):
+        shard.write_bytes(whole[:length])
+        assert read_rows(array, 1, place) is None, length
+    shard.unlink()
+    assert read_rows(array, 1, place) is None
+    shard.write_bytes(whole)
+    np.testing.assert_array_equal(read_rows(array, 1, place), values[1:2, place])

@@ -23,11 +23,12 @@ import pandas as pd
 
 from featurestore import __version__
 from featurestore.batching import Bucket
+from featurestore.columns import Clock, Rows, Work
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.extract import Request
 from featurestore.hardware import compute_alike, cores
-from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
+from featurestore.pipeline import run_egemaps, run_network
 from featurestore.storage import Place
 from featurestore.storage.locks import new_token
 from featurestore.store.ledger import Part

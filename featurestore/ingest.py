@@ -20,12 +20,14 @@ import pandas as pd
 
 from featurestore.batching import Bucket
 from featurestore.certificate import certify
+from featurestore.columns import Clock, Rows, Work
 from featurestore.encoder import Encoder
 from featurestore.errors import StoreError
 from featurestore.extract import Request
 from featurestore.hardware import processor
-from featurestore.pipeline import Clock, Rows, Work, run_egemaps, run_network
-from featurestore.planning import IngestPlan, Job, Skipped, plan_ingest, store_version
+from featurestore.jobs import Job
+from featurestore.pipeline import run_egemaps, run_network
+from featurestore.planning import IngestPlan, Skipped, plan_ingest, store_version
 from featurestore.progress import progress_bar
 from featurestore.setup import Hearing, IngestConfig
 from featurestore.storage import Place

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featurestore.arithmetic import in_precision
 from featurestore.certificate import Differences, compare
-from featurestore.encoder import AudioFrontEnd, Encoder, in_precision, load_encoder
+from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.frontend import front_end
 from featurestore.progress import progress_bar

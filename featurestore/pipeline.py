@@ -7,218 +7,39 @@ grow with the corpus.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import math
-import sys
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-import pandas as pd
 
 from featurestore import egemaps
 from featurestore.audio import read_clip
 from featurestore.batching import Batch, Bucket, batches
+from featurestore.columns import (
+    Clock,
+    ColumnWriter,
+    OpenColumn,
+    Work,
+    column_writer,
+    open_column,
+    return_free_memory,
+)
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import AudioError
 from featurestore.extract import Request, collect, compile_program, dispatch
 from featurestore.storage.place import file_stamp
-from featurestore.store.ledger import Part
-from featurestore.store.plan import Column
-from featurestore.store.writer import PartWriter, SetAside, Utterance
+from featurestore.store.writer import SetAside
 from featurestore.survey import samples_for
 
 BATCHES_AHEAD = 3  # decoded before the device asks for them
 # On a device at once: one that computes, and one that waits so that the device never does.
 BATCHES_RUNNING = 2
-
-
-class Clock:
-    """Busy seconds per stage, summed over the threads that work on it."""
-
-    def __init__(self) -> None:
-        """All stages start at zero."""
-        self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    def add(self, stage: str, seconds: float) -> None:
-        """Count seconds for a stage."""
-        with self._lock:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time of a `with` block."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - began)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Columns to make.
-
-    Attributes:
-        columns: those still missing, in order.
-        rows: manifest rows that `Column.members` index.
-        frames: frames of each row.
-        writers: the column's arrays in each view, with the columns each one still misses.
-        frame_period_s: seconds between those frames.
-        origin: how rows are made, for the ledger; asked when a column is finished.
-        before_writing: raises if this process may not write any more.
-        commit: puts a finished column's record into the ledger.
-        clock: where time goes.
-        tick: called with the seconds of audio done, set aside or not.
-        stopped: whether no further column is to be begun.
-        abandoned: whether even the column in hand is not wanted any more.
-    """
-
-    columns: Sequence[Column]
-    rows: Rows
-    frames: np.ndarray
-    writers: Sequence[tuple[PartWriter, frozenset[int]]]
-    frame_period_s: float
-    origin: Callable[[], Mapping[str, Any]]
-    before_writing: Callable[[], None]
-    commit: Callable[[Part, dict[str, Any]], None]
-    clock: Clock
-    tick: Callable[[float], None]
-    stopped: Callable[[], bool] = lambda: False
-    abandoned: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class _OpenColumn:
-    """A column that is being filled."""
-
-    column: Column
-    column_start: int
-    writers: Sequence[PartWriter]
-    buffers: list[dict[str, np.ndarray]] = field(default_factory=list)
-    utterances: list[Utterance] = field(default_factory=list)
-    set_aside: list[SetAside] = field(default_factory=list)
-    cursor: int = 0
-
-    def allocate(self) -> None:
-        if not self.buffers:
-            self.buffers = [writer.buffers(self.column) for writer in self.writers]
-
-    def append(
-        self,
-        id: str,
-        layers: Mapping[str, Sequence[np.ndarray]],
-        pooled: Mapping[str, np.ndarray],
-        *,
-        frames: int,
-        duration_s: float,
-        sha256: str,
-        stamp: str,
-    ) -> None:
-        """Put one utterance behind the last one; what could not be read leaves no gap."""
-        slot = len(self.utterances)
-        for buffers in self.buffers:
-            for path, buffer in buffers.items():
-                group, _, name = path.partition("/")
-                if group == "frames":
-                    by_layer = buffer if buffer.ndim == 3 else buffer[None]
-                    for rows, values in zip(by_layer, layers[name], strict=True):
-                        rows[self.cursor : self.cursor + frames] = values
-                elif group == "pooled":
-                    buffer[:, slot] = pooled[name]
-                else:
-                    buffer[slot] = pooled[group]
-        self.utterances.append(
-            Utterance(
-                id=id,
-                slot=self.column.slot_start + slot,
-                frame_start=self.column_start + self.cursor,
-                frame_count=frames,
-                duration_s=duration_s,
-                audio_sha256=sha256,
-                audio_stamp=stamp,
-            )
-        )
-        self.cursor += frames
-
-
-def _return_free_memory() -> None:
-    """Give freed heap back to the system, where the C library can (glibc).
-
-    It keeps what the compiler and batches of other shapes have freed, in pieces that the next ones
-    do not fit: tens of megabytes more with every shape that a larger corpus adds.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
-
-
-class _ColumnWriter:
-    """One thread that writes columns, at most one waiting: two columns in memory, never more."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._pending: Future[None] | None = None
-
-    def submit(self, column: _OpenColumn) -> None:
-        self.wait()
-        self._pending = self._pool.submit(self._write, column)
-
-    def wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def raise_failure(self) -> None:
-        if self._pending is not None and self._pending.done():
-            self._pending.result()
-
-    def _write(self, column: _OpenColumn) -> None:
-        column.allocate()
-        with self._work.clock("write"):
-            for writer, buffers in zip(column.writers, column.buffers, strict=True):
-                self._work.before_writing()
-                record = writer.write(
-                    column.column,
-                    buffers,
-                    utterances=column.utterances,
-                    set_aside=column.set_aside,
-                    origins=[self._work.origin()],
-                )
-                self._work.commit(writer.part, record)
-        _return_free_memory()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
-
-
-def _open(work: Work, column: Column) -> _OpenColumn:
-    writers = [writer for writer, missing in work.writers if column.index in missing]
-    return _OpenColumn(column, column.index * writers[0].layout.column_frames, writers)
-
-
-@contextmanager
-def _column_writer(work: Work) -> Iterator[_ColumnWriter]:
-    writer = _ColumnWriter(work)
-    try:
-        yield writer
-        writer.wait()
-    except BaseException:
-        writer.raise_failure()  # a write that failed came first, and is the cause
-        raise
-    finally:
-        writer.close()
 
 
 @dataclass
@@ -255,7 +76,7 @@ def _decode(
 class _Step:
     """A batch on its way; `last` closes its column."""
 
-    column: _OpenColumn
+    column: OpenColumn
     batch: Batch
     all_members: tuple[int, ...]
     members: list[int]
@@ -272,7 +93,7 @@ def _steps(
     for column in work.columns:
         if work.stopped():
             return
-        opened = _open(work, column)
+        opened = open_column(work, column)
         planned = batches(work.frames[column.members], buckets)
         for position, batch in enumerate(planned):
             members = [int(column.members[i]) for i in batch.members]
@@ -323,10 +144,10 @@ def run_network(
         for bucket in _needed(work, buckets):
             for device in devices:
                 compile_program(encoder, request, bucket, front_end=front_end, device=device)
-    _return_free_memory()
+    return_free_memory()
     running: deque[_Step] = deque()
     with (
-        _column_writer(work) as writer,
+        column_writer(work) as writer,
         ThreadPoolExecutor(decoders, thread_name_prefix="decoder") as pool,
     ):
         planned = _ahead(_steps(work, buckets, front_end, pool), BATCHES_AHEAD + len(devices) - 1)
@@ -372,7 +193,7 @@ def _gather(step: _Step, work: Work) -> None:
     step.decoding = []
 
 
-def _take_apart(step: _Step, work: Work, writer: _ColumnWriter) -> None:
+def _take_apart(step: _Step, work: Work, writer: ColumnWriter) -> None:
     """Copy a finished batch into its column, and hand the column on if it was the last one."""
     with work.clock("network"):
         results = collect(step.started, n_frames=work.frames[step.members])
@@ -403,11 +224,11 @@ def run_egemaps(work: Work, *, workers: int) -> None:
     """
     segments = (work.rows.segment(int(i)) for column in work.columns for i in column.members)
     results = egemaps.functionals_of_many(segments, workers=workers)
-    with _column_writer(work) as writer, closing(results):
+    with column_writer(work) as writer, closing(results):
         for column in work.columns:
             if work.stopped():
                 return
-            opened = _open(work, column)
+            opened = open_column(work, column)
             opened.allocate()
             for member in column.members:
                 if work.abandoned():
@@ -429,25 +250,3 @@ def run_egemaps(work: Work, *, workers: int) -> None:
                     stamp=seen,
                 )
             writer.submit(opened)
-
-
-class Rows:
-    """What decoding needs of manifest rows."""
-
-    def __init__(self, manifest: pd.DataFrame) -> None:
-        """A view of the table's columns."""
-        self._ids = manifest["id"].to_numpy(object)
-        self._paths = manifest["path"].to_numpy(object)
-        self._edges = [
-            manifest[name].to_numpy(float) if name in manifest else None
-            for name in ("start", "end")
-        ]
-
-    def id(self, row: int) -> str:
-        """The utterance."""
-        return str(self._ids[row])
-
-    def segment(self, row: int) -> tuple[str, float, float]:
-        """Path, start and end (seconds; NaN where open)."""
-        start, end = (math.nan if edge is None else float(edge[row]) for edge in self._edges)
-        return str(self._paths[row]), start, end

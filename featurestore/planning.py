@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featurestore.batching import BatchPolicy, Bucket, batches, choose_buckets, fit_rows
 from featurestore.corpus import read_manifest, validate_manifest
 from featurestore.encoder import AudioFrontEnd, Encoder, load_encoder
 from featurestore.errors import StoreError
 from featurestore.holdings import Holdings, changed_audio, holdings
-from featurestore.memory import running_bytes
+from featurestore.jobs import Job, amounts_of, batching_of, memory_of
 from featurestore.progress import progress_bar
-from featurestore.setup import Hearing, IngestConfig, Setup, set_up
+from featurestore.setup import IngestConfig, Setup, set_up
 from featurestore.storage import Place, as_place
 from featurestore.store.ledger import Part, read_views
-from featurestore.store.plan import Column, PartPlan, plan_part
+from featurestore.store.plan import PartPlan, plan_part
 from featurestore.store.rows import merge_rows, read_rows, rows_version
-from featurestore.store.schema import stored_bytes
 from featurestore.store.tombstones import read_tombstones
 from featurestore.survey import Headers, Measured, measure, read_headers
 from featurestore.weights import Weights
@@ -37,47 +35,6 @@ class Skipped:
     path: str
     views: tuple[str, ...]
     reason: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A part, the same in every view that misses it, and the columns that each still misses.
-
-    Attributes:
-        plan: which row goes where.
-        rows: manifest rows that the plan's members index.
-        frames: of each row.
-        parts: by view, the part's place and the columns missing there.
-    """
-
-    plan: PartPlan
-    rows: pd.DataFrame
-    frames: np.ndarray
-    parts: dict[str, tuple[Part, frozenset[int]]]
-
-    def buckets(self, policy: BatchPolicy) -> tuple[Bucket, ...]:
-        """Shapes to run: those that suit the whole part, whatever of it is missing.
-
-        The last bits of a sum depend on the shape it is computed in, and a resumed part has to be
-        what an uninterrupted one would have been.
-        """
-        columns = [self.frames[column.members] for column in self.plan.columns]
-        return fit_rows(choose_buckets(self.frames, policy), columns, policy)
-
-    def missing(self, kinds: Sequence[str]) -> frozenset[int]:
-        """Columns that at least one of these views misses."""
-        found = (columns for kind, (_, columns) in self.parts.items() if kind in kinds)
-        return frozenset[int]().union(*found)
-
-    def columns(self, kinds: Sequence[str]) -> list[Column]:
-        """The same as columns, in order."""
-        missing = self.missing(kinds)
-        return [column for column in self.plan.columns if column.index in missing]
-
-    def members(self, kinds: Sequence[str]) -> np.ndarray:
-        """Rows in those columns."""
-        held = [column.members for column in self.columns(kinds)]
-        return np.concatenate(held) if held else np.array([], np.int64)
 
 
 _INTERNAL = ("seen", "setup", "rows", "jobs")
@@ -329,8 +286,8 @@ def _describe(
     facts: dict[str, Any],
 ) -> IngestPlan:
     kinds = tuple(setup.views)
-    amounts = _amounts(setup, rows, jobs)
-    batching = [_batching(setup, hearing, jobs) for hearing in setup.hearings]
+    amounts = amounts_of(setup, rows, jobs)
+    batching = [batching_of(setup, hearing, jobs) for hearing in setup.hearings]
     wanted, computed = (sum(getattr(one, n) for one in batching) for n in ("frames", "computed"))
     return IngestPlan(
         store=setup.root.url,
@@ -343,86 +300,13 @@ def _describe(
         bytes_to_write=amounts.size,
         padding_waste=1.0 - wanted / computed if computed else 0.0,
         compilations=sum(one.programs for one in batching),
-        memory_bytes=_memory(setup, jobs),
+        memory_bytes=memory_of(setup, jobs),
         skipped=skipped,
         setup=setup,
         rows=rows,
         jobs=tuple(jobs),
         **facts,
     )
-
-
-def _memory(setup: Setup, jobs: Sequence[Job]) -> int | None:
-    """Of the job and front end that take most."""
-    found = [0]
-    for job in jobs:
-        for hearing in setup.hearings:
-            kinds = [kind for kind in hearing.kinds if kind in job.parts]
-            network = any(kind != "mfcc" for kind in kinds)
-            # MFCC alone take less than a network that hears them.
-            per_frame = getattr(setup.encoder, "bytes_per_frame", None) if network else 0
-            if per_frame is None:
-                return None
-            parts = [(setup.views[kind].config, job.plan.layout) for kind in kinds]
-            buckets = job.buckets(setup.batching(hearing)) if kinds else ()
-            found.append(running_bytes(parts, buckets, bytes_per_frame=per_frame))
-    return max(found)
-
-
-@dataclass(frozen=True)
-class _Amounts:
-    """How much there is to do: utterances, seconds of audio, frames of all front ends, bytes."""
-
-    utterances: int
-    seconds: float
-    frames: int
-    size: int
-
-
-def _amounts(setup: Setup, rows: pd.DataFrame, jobs: Sequence[Job]) -> _Amounts:
-    index = pd.Index(rows["id"])
-    seconds = np.zeros(len(rows))
-    frames = {setup.front_end(kind): np.zeros(len(rows), np.int64) for kind in setup.views}
-    size = 0
-    for job in jobs:
-        places = index.get_indexer(pd.Index(job.rows["id"]))
-        for kind, (part, _) in job.parts.items():
-            members = job.members((kind,))
-            counts = job.frames[members]
-            frames[setup.front_end(kind)][places[members]] = counts
-            seconds[places[members]] = setup.frame_period_s(kind) * counts
-            size += sum(
-                stored_bytes(
-                    part.view.config,
-                    utterances=len(column.members),
-                    frames=int(job.frames[column.members].sum()),
-                )
-                for column in job.columns((kind,))
-            )
-    total = sum(int(one.sum()) for one in frames.values())
-    return _Amounts(int(np.count_nonzero(seconds)), float(seconds.sum()), total, size)
-
-
-@dataclass(frozen=True)
-class _Batching:
-    """What one front end has to do: frames of its utterances, and how they run together."""
-
-    frames: int
-    computed: int
-    programs: int
-
-
-def _batching(setup: Setup, hearing: Hearing, jobs: Sequence[Job]) -> _Batching:
-    programs, frames, computed = set(), 0, 0
-    for job in jobs:
-        buckets = job.buckets(setup.batching(hearing))
-        kinds = tuple(kind for kind in hearing.kinds if kind in job.parts)
-        frames += int(job.frames[job.members(hearing.kinds)].sum())
-        for column in job.columns(hearing.kinds):
-            for batch in batches(job.frames[column.members], buckets):
-                programs.add((batch.bucket, kinds))
-                computed += batch.bucket.frames * batch.bucket.rows
-    return _Batching(frames, computed, len(programs))
 
 
 def _check_room(plan: IngestPlan) -> None:

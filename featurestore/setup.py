@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from featurestore import egemaps
+from featurestore.arithmetic import in_precision
 from featurestore.batching import BatchPolicy
-from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy, in_precision
+from featurestore.encoder import AudioFrontEnd, Encoder, batch_policy
 from featurestore.errors import FeatureStoreError
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.hardware import cores
@@ -34,7 +35,7 @@ class IngestConfig:
         batching: how batches are shaped; None takes what suits the network.
         column_frames: frames per unit of work and shard, or None for what suits the corpus.
         precision: of the network: `parity` (float32), `fast` (what suits this machine), or one by
-            name; see `featurestore.encoder.in_precision`.
+            name; see `featurestore.arithmetic.in_precision`.
         workers: decoding threads and openSMILE processes.
         certified: utterances of each part that are encoded once more, alone, for its certificate.
     """

@@ -25,10 +25,10 @@ from synthetic import write_corpus
 
 import featurestore as fs
 from featurestore import distribution
+from featurestore.columns import Clock, Rows, Work
 from featurestore.distribution import Columns, cluster, make_column
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.ingest import IngestSummary, run_plan
-from featurestore.pipeline import Clock, Rows, Work
 from featurestore.planning import IngestPlan, plan_ingest
 from featurestore.setup import IngestConfig
 from featurestore.storage import as_place

@@ -17,7 +17,7 @@ from synthetic import babble, write_corpus
 
 import featurestore as fs
 from featurestore import egemaps, pipeline
-from featurestore.encoder import in_precision
+from featurestore.arithmetic import in_precision
 from featurestore.errors import FeatureStoreError
 from featurestore.setup import IngestConfig
 

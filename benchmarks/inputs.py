@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 
 from featurestore.audio import load_audio
-from featurestore.batching import Batch, BatchPolicy, batches, choose_buckets
+from featurestore.batching import Batch, BatchPolicy, batches, choose_buckets, fit_rows
 from featurestore.benchmarks.librosa_reference import librosa_mfcc
 from featurestore.benchmarks.speech import spread
 from featurestore.encoder import Encoder
 from featurestore.hardware import cores
 from featurestore.ingest import ingest
 from featurestore.setup import IngestConfig
+from featurestore.store.plan import plan_part
 from featurestore.store.reader import Store, open_store
 from featurestore.survey import segment
 from featurestore.types import COEFFICIENTS, SAMPLE_RATE
@@ -99,9 +100,18 @@ class Inputs:
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """Which utterances run together."""
-        lengths = [self.encoder.front_end.frame_count(len(samples)) for samples in self.samples]
-        return batches(lengths, choose_buckets(lengths, BatchPolicy()))
+        """Which utterances run together, as in the ingest."""
+        end, policy = self.encoder.front_end, BatchPolicy()
+        lengths = np.array([end.frame_count(len(samples)) for samples in self.samples])
+        width = len(self.encoder.layer_names) * self.encoder.units
+        columns = plan_part(self.table["id"].tolist(), lengths, frames=None, width=width).columns
+        groups = [lengths[column.members] for column in columns]
+        buckets = fit_rows(choose_buckets(lengths, policy), groups, policy)
+        return [
+            Batch(batch.bucket, tuple(int(column.members[i]) for i in batch.members))
+            for column, group in zip(columns, groups, strict=True)
+            for batch in batches(group, buckets)
+        ]
 
     @cached_property
     def padded(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -119,13 +129,23 @@ class Inputs:
     @cached_property
     def network(self) -> Network:
         """Our network with pooled statistics alone, compiled for every batch."""
+        return self.network_of("network", self.encoder)
+
+    def network_of(self, name: str, encoder: Any) -> Network:
+        """The same of the network in other arithmetic.
+
+        Args:
+            name: under which the seconds of compiling are kept.
+            encoder: the GCU network.
+        """
 
         def pooled(variables: Any, coefficients: Any, n_frames: Any) -> Any:
-            run: Any = self.encoder.by_layer  # type: ignore[attr-defined]
-            found = run(variables, coefficients, n_frames, captures=("gate",), frames=False)
+            found = encoder.by_layer(
+                variables, coefficients, n_frames, captures=("gate",), frames=False
+            )
             return jnp.stack([one for _, one in found["gate"]], axis=2).swapaxes(0, 1)
 
-        return self.compile("network", pooled, self.padded, self.encoder.variables)
+        return self.compile(name, pooled, self.padded, encoder.variables)
 
     def compile(
         self,
@@ -164,10 +184,10 @@ class Inputs:
             table["speaker"] = [f"fold{index % _FOLDS}" for index in range(len(table))]
         return table
 
-    def ingest(self, store: Path, *, frames: bool) -> None:
+    def ingest(self, store: Path, *, frames: bool, precision: str = "parity") -> None:
         """Our whole ingest of the network's view, as users run it."""
-        views = ("network",)
-        ingest(self.table, store, encoder=self.encoder, views=views, frames=frames, progress=False)
+        config = IngestConfig(views=("network",), frames=frames, precision=precision)
+        ingest(self.table, store, encoder=self.encoder, config=config, progress=False)
 
     @cached_property
     def store(self) -> Path:

@@ -139,3 +139,20 @@ def with_frames(inputs: Inputs) -> Contest:
         inputs.ingest(folder / "store", frames=True)
 
     return Contest(inputs.audio_s, ours, lambda folder: _ingest(inputs, folder))
+
+
+@stage(
+    "ingest",
+    "ingest, --precision fast",
+    reference="ingest, --precision parity",
+    speeds=(600, 500),
+    against="self",
+    limit="network",
+)
+def fast(inputs: Inputs) -> Contest:
+    """What `fast` gains in the end."""
+
+    def ours(folder: Path) -> None:
+        inputs.ingest(folder / "store", frames=False, precision="fast")
+
+    return Contest(inputs.audio_s, ours, lambda folder: _ingest(inputs, folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from featurestore.arithmetic import fast_precision, in_precision
 from featurestore.benchmarks.inputs import THREADS, Inputs, absent
 from featurestore.benchmarks.limits import FLOP_PER_FRAME, matrices
-from featurestore.benchmarks.stages import stage
+from featurestore.benchmarks.stages import NotMeasuredError, stage
 from featurestore.benchmarks.timing import Agreement, Contest
 
 TOLERANCE = 1e-4  # of activations, which lie between -1 and 1
@@ -148,3 +150,67 @@ def beside_products(inputs: Inputs) -> Contest:
         functools.reduce(lambda x, _: product(x, second), range(count), first).block_until_ready()
 
     return Contest(inputs.audio_s, _ours(inputs), theirs)
+
+
+def _beside_parity(inputs: Inputs, name: str, encoder: Any, *, tolerance: float) -> Contest:
+    network = inputs.network_of(name, encoder)
+    largest = 0.0
+    for batch in inputs.padded:
+        used = np.count_nonzero(batch[1])
+        exact, other = (np.asarray(run(*batch))[:used] for run in (inputs.network, network))
+        largest = float(np.max([largest, np.abs(exact - other).max()]))
+
+    def ours(_: Path) -> None:
+        for coefficients, n_frames in inputs.padded:
+            jax.block_until_ready(network(coefficients, n_frames))
+
+    agreement = Agreement("statistics of the network", largest, tolerance)
+    return Contest(inputs.audio_s, ours, _ours(inputs), agreement)
+
+
+@stage(
+    "network",
+    "network, --precision fast",
+    reference="the network, --precision parity",
+    speeds=(1200, 800),
+    against="self",
+    limit="network",
+)
+def fast(inputs: Inputs) -> Contest:
+    """What `fast` is on this machine."""
+    encoder = in_precision(inputs.encoder, "fast")
+    tolerance = 1e-4 if fast_precision() == "winograd" else 1e-2
+    return _beside_parity(inputs, "network, fast", encoder, tolerance=tolerance)
+
+
+@stage(
+    "network",
+    "network, --precision bfloat16",
+    reference="the network, --precision parity",
+    speeds=(2000, 800),
+    against="self",
+    limit="network",
+)
+def bfloat16(inputs: Inputs) -> Contest:
+    """Matrix units of newer CPUs."""
+    encoder = in_precision(inputs.encoder, "bfloat16")
+    return _beside_parity(inputs, "network, bfloat16", encoder, tolerance=1e-1)
+
+
+@stage(
+    "network",
+    "network, fused kernel for Hopper",
+    reference="the network, --precision parity",
+    speeds=(1200, 800),
+    against="self",
+    limit="network",
+)
+def fused(inputs: Inputs) -> Contest:
+    """The fused kernel, where it can run."""
+    from featurestore.kernels.gated_block_mosaic import unavailable
+
+    if why := unavailable(jax.devices()[0]):
+        raise NotMeasuredError(f"not measured: {why}")
+    half: Any = in_precision(inputs.encoder, "float16")
+    encoder = dataclasses.replace(half, implementation="mosaic")
+    return _beside_parity(inputs, "network, fused", encoder, tolerance=1e-2)

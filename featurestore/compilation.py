@@ -53,9 +53,13 @@ class _Kept:
     def __init__(self, home: Path) -> None:
         self._home = home
         self.folder = Path(tempfile.mkdtemp(prefix="featurestore-compiled-"))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        atexit.register(self._remove, os.getpid())
         for program in home.glob("*-cache"):
             (self.folder / program.name).symlink_to(program)
+
+    def _remove(self, owner: int) -> None:
+        if os.getpid() == owner:  # a fork ends like its parent, and the folder is not its own
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self) -> None:
         """Keep what was compiled."""

@@ -187,9 +187,11 @@ def compile_program(
     key = _program_key(encoder, request, bucket, hears), device
     if key not in _programs:
         network = encoder if request.captures else None
-        if network is not None and (kind := (program_key(network), request)) not in _checked:
-            _check_shapes(network, request, bucket, _inputs(hears, bucket))
-            _checked.add(kind)
+        if network is not None:
+            says = program_key(network), request, tuple(network.layer_names), network.units
+            if says not in _checked:
+                _check_shapes(network, request, bucket, _inputs(hears, bucket))
+                _checked.add(says)
         features = functools.partial(_features, request, network, hears)
         buffers, counts = _arguments(hears, bucket)
         variables = network.variables if network else {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -33,22 +35,27 @@ def read_raw(files: list[Path], buffer: np.ndarray) -> None:
             read_into(stream, buffer)
 
 
-def layers_of(inputs: Inputs, layers: list[int]) -> Iterator[np.ndarray]:
-    """Layers of everything, (frame, unit) each."""
-    frames = inputs.frames.frames("network")
-    for layer in layers:
-        yield np.asarray(frames.isel(layer=layer).data)
+def _size(block: Any) -> Any:
+    """(1, 1): bytes of a block that was read."""
+    return np.full((1, 1), block.nbytes)
+
+
+def read_blocks(layer: da.Array) -> int:
+    """Read a layer block by block and keep nothing; bytes."""
+    chunks = ((1,) * layer.numblocks[0], (1,))
+    return int(layer.map_blocks(_size, dtype=np.int64, chunks=chunks).sum().compute())
 
 
 def _contest(inputs: Inputs, layers: list[int], files: list[Path]) -> Contest:
     buffer = np.zeros(max(path.stat().st_size for path in files), np.uint8)
+    frames = inputs.frames.frames("network")
 
     def ours(_: Path) -> None:
-        for _values in layers_of(inputs, layers):
-            pass
+        for layer in layers:
+            read_blocks(frames.isel(layer=layer).data)
 
     raw = np.fromfile(files[0], np.float16, 100 * inputs.encoder.units)
-    found = next(layers_of(inputs, layers)).ravel()[: raw.size]
+    found = np.asarray(frames.isel(layer=layers[0]).data).ravel()[: raw.size]
     agreement = Agreement("stored values", float(np.abs(found - raw).max()), 0.0)
     seconds = inputs.copies * inputs.audio_s
     return Contest(seconds, ours, lambda _: read_raw(files, buffer), agreement)
@@ -63,7 +70,7 @@ def _contest(inputs: Inputs, layers: list[int], files: list[Path]) -> Contest:
     limit="read layer",
 )
 def one_layer(inputs: Inputs) -> Contest:
-    """Through xarray and dask, checksums included, from an open store."""
+    """Through dask, checksums included, block by block; on both sides nothing is kept."""
     files = shard_files(inputs.frames, inputs.encoder.captures[0], LAYER)
     return _contest(inputs, [LAYER], files)
 

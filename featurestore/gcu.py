@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from featurestore.batching import BatchPolicy
 from featurestore.frontend import FrontEnd, front_end
 from featurestore.kernels import (
     Block,
@@ -209,6 +210,11 @@ class GCUEncoder:
     def architecture(self) -> tuple[str, ...]:
         """What all sets of weights share that one compiled program serves."""
         return "gcu", self.precision, self.implementation
+
+    @property
+    def batching(self) -> BatchPolicy:
+        """Short transforms pay with many sequences at a time: in full batches."""
+        return BatchPolicy(batch_cost=1024) if self.precision == "winograd" else BatchPolicy()
 
     @property
     def bounds(self) -> dict[str, float]:

@@ -250,7 +250,8 @@ def test_if_one_of_them_fails_the_other_ends_and_nothing_is_lost(
     fs.ingest(manifest, tmp_path / "store", encoder="random:0", config=config)
     assert fs.verify(tmp_path / "store").sound
     opened = fs.open_store(tmp_path / "store")
-    assert len(opened.utterances) == 18
+    assert opened.pooled("gcu").sizes["utterance"] == 18
+    assert opened.features("egemaps").sizes["utterance"] == 18
 
 
 def test_openSMILE_leaves_the_cores_to_the_network() -> None:  # noqa: N802

@@ -137,11 +137,15 @@ def batches(lengths: Sequence[int] | np.ndarray, buckets: Sequence[Bucket]) -> l
     """Group utterances of similar length into batches of fixed shapes.
 
     From the longest on, each batch has the smallest bucket that holds its first utterance and is
-    filled with the next ones, so that rows stay empty in the last batch only.
+    filled with the next ones, so that rows stay empty in one batch only, that of the shortest.
 
     Args:
         lengths: frames of each utterance.
         buckets: ascending, as from `choose_buckets`.
+
+    Returns:
+        From the shortest utterances to the longest, and so within each batch; where lengths are
+        equal, in the order given.
 
     Raises:
         ValueError: an utterance longer than the last bucket.
@@ -152,15 +156,15 @@ def batches(lengths: Sequence[int] | np.ndarray, buckets: Sequence[Bucket]) -> l
     edges = np.array([bucket.frames for bucket in buckets])
     if lengths.max() > edges[-1]:
         raise ValueError(f"{lengths.max()} frames do not fit the longest bucket, {edges[-1]}")
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(lengths, kind="stable")[::-1]
     held = np.searchsorted(edges, lengths[order])
     result, start = [], 0
     while start < len(order):
         bucket = buckets[int(held[start])]
         members = order[start : start + bucket.rows]
-        result.append(Batch(bucket, tuple(members.tolist())))
+        result.append(Batch(bucket, tuple(members[::-1].tolist())))
         start += bucket.rows
-    return result
+    return result[::-1]
 
 
 def padding_waste(lengths: Sequence[int] | np.ndarray, planned: Sequence[Batch]) -> float:

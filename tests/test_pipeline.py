@@ -190,7 +190,8 @@ GROWTH = """
     assert done.utterances == count
     half = len(seen) // 2
     early, late = seen[len(seen) // 10 : half], seen[half:]
-    print(*(max(one[i] for one in part) for i in (0, 1) for part in (early, late)))
+    # Decoders and writers have some open at a look; what stays open is what never goes below.
+    print(*(min(one[i] for one in part) for i in (0, 1) for part in (early, late)))
 """
 
 
@@ -199,9 +200,8 @@ def test_neither_files_nor_threads_pile_up(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", babble(1.0), 16_000)
     said = run(GROWTH, tmp_path / "long.wav", tmp_path / "store", trials(20_000))
     files, files_later, threads, threads_later = map(int, said.split())
-    # Each decoder has a few open at a look, or none; one left open per batch would be 100 more.
-    assert files_later <= files + 8
-    assert threads_later <= threads
+    assert files_later <= files + 2  # one left open per batch would be 100 more
+    assert threads_later <= threads + 2
 
 
 def test_opensmile_works_beside_the_network(

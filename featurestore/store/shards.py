@@ -69,6 +69,7 @@ def _is_plain(array: zarr.Array) -> bool:
     if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
         return False
     inner, index = codecs[0].codecs, codecs[0].index_codecs
+    location = codecs[0].index_location  # a string from zarr 3.2 on, an enumeration before
     return (
         all(
             len(these) == 2
@@ -76,7 +77,7 @@ def _is_plain(array: zarr.Array) -> bool:
             and isinstance(these[1], Crc32cCodec)
             for these in (inner, index)
         )
-        and codecs[0].index_location.value == "end"
+        and str(getattr(location, "value", location)) == "end"
     )
 
 

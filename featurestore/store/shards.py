@@ -2,8 +2,7 @@
 
 A shard is one file: chunks one behind the other, each followed by its CRC32C, and at the end an
 index of their places, followed by its CRC32C (Zarr's sharding codec). Zarr asks for each of these
-by itself, from threads of its own, and copies it several times: twice the time of what is done
-here (`featurestore bench --stages reading`).
+by itself, from threads of its own, and copies it several times.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def _alone(
         n_frames=[count],
         front_end=front_end,
     )
-    return collect(running, n_frames=[count])[0]
+    return collect(running, n_frames=[count])
 
 
 def _difference(
@@ -162,12 +162,12 @@ def _difference(
     array = zarr.open_array(part.reading(), path=path, mode="r", zarr_format=3)
     scale = part.view.config.scale(capture) or 1.0
     if path.startswith("pooled"):
-        stored, new = np.asarray(array[:, row["slot"]]), alone.pooled[capture]
+        stored, new = np.asarray(array[:, row["slot"]]), alone.pooled[capture][0]
         scale = 1.0
     else:
         place = slice(row["frame_start"], row["frame_start"] + row["frame_count"])
         stored = np.asarray(array[(*(slice(None),) * (array.ndim - 2), place)])
-        new = alone.frames(capture)
+        new = alone.frames(capture, 0)
     gap = np.abs(stored.astype(np.float64) - np.asarray(new, np.float64)) * scale
     found.setdefault(capture, []).append(_per_layer(gap, path, part.view.config))
 

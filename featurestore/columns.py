@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featurestore.extract import Extracted
 from featurestore.store.ledger import Part
 from featurestore.store.plan import Column
 from featurestore.store.writer import PartWriter, SetAside, Utterance
@@ -64,6 +65,16 @@ class Rows:
         """Path, start and end (seconds; NaN where open)."""
         start, end = (math.nan if edge is None else float(edge[row]) for edge in self._edges)
         return str(self._paths[row]), start, end
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is known of an utterance that was decoded; see `Utterance`."""
+
+    id: str
+    duration_s: float
+    sha256: str
+    stamp: str
 
 
 @dataclass(frozen=True)
@@ -116,42 +127,57 @@ class OpenColumn:
         if not self.buffers:
             self.buffers = [writer.buffers(self.column) for writer in self.writers]
 
-    def append(
-        self,
-        id: str,
-        layers: Mapping[str, Sequence[np.ndarray]],
-        pooled: Mapping[str, np.ndarray],
-        *,
-        frames: int,
-        duration_s: float,
-        sha256: str,
-        stamp: str,
-    ) -> None:
-        """Put one utterance behind the last one; what could not be read leaves no gap."""
-        slot = len(self.utterances)
+    def append(self, heard: Sequence[Heard], found: Extracted) -> None:
+        """Put a batch behind the last one; what could not be read leaves no gap.
+
+        Args:
+            heard: its utterances.
+            found: their features, in rows of the same order.
+        """
+        if not heard:
+            return
+        slot, rows = len(self.utterances), len(heard)
+        counts = found.counts[:rows].tolist()
+        frames = sum(counts)
         for buffers in self.buffers:
             for path, buffer in buffers.items():
                 group, _, name = path.partition("/")
                 if group == "frames":
                     by_layer = buffer if buffer.ndim == 3 else buffer[None]
-                    for rows, values in zip(by_layer, layers[name], strict=True):
-                        rows[self.cursor : self.cursor + frames] = values
+                    place = slice(self.cursor, self.cursor + frames)
+                    _put_frames([one[place] for one in by_layer], found.layers[name], counts)
                 elif group == "pooled":
-                    buffer[:, slot] = pooled[name]
+                    buffer[:, slot : slot + rows] = found.pooled[name][:rows].swapaxes(0, 1)
                 else:
-                    buffer[slot] = pooled[group]
-        self.utterances.append(
-            Utterance(
-                id=id,
-                slot=self.column.slot_start + slot,
-                frame_start=self.column_start + self.cursor,
-                frame_count=frames,
-                duration_s=duration_s,
-                audio_sha256=sha256,
-                audio_stamp=stamp,
+                    buffer[slot : slot + rows] = found.pooled[group][:rows]
+        for one, count in zip(heard, counts, strict=True):
+            self.utterances.append(
+                Utterance(
+                    id=one.id,
+                    slot=self.column.slot_start + len(self.utterances),
+                    frame_start=self.column_start + self.cursor,
+                    frame_count=count,
+                    duration_s=one.duration_s,
+                    audio_sha256=one.sha256,
+                    audio_stamp=one.stamp,
+                )
             )
-        )
-        self.cursor += frames
+            self.cursor += count
+
+
+def _put_frames(
+    goals: Sequence[np.ndarray], layers: Sequence[np.ndarray], counts: Sequence[int]
+) -> None:
+    """Frames (row, frame, unit) of each layer without the padding into (frame, unit).
+
+    A layer at a time and not an utterance: NumPy lets other threads run during each copy, and waits
+    for them afterwards.
+    """
+    padded = layers[0].shape[1]
+    own = np.concatenate([row * padded + np.arange(count) for row, count in enumerate(counts)])
+    for goal, layer in zip(goals, layers, strict=True):
+        flat = layer.reshape(-1, layer.shape[2])
+        np.take(flat, own, axis=0, out=goal, mode="clip")  # "raise" would copy it once more
 
 
 def return_free_memory() -> None:

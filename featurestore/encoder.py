@@ -363,8 +363,9 @@ def _encode_waveforms(
             prepared=[encoder.front_end.prepare(signals[member]) for member in batch.members],
             n_frames=counts,
         )
-        for member, found in zip(batch.members, collect(started, n_frames=counts), strict=True):
-            results[member] = {name: found.frames(name) for name in request.captures}
+        found = collect(started, n_frames=counts)
+        for row, member in enumerate(batch.members):
+            results[member] = {name: found.frames(name, row) for name in request.captures}
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,20 +43,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Extracted:
-    """One utterance's features; arrays by capture name.
+    """The features of a batch; arrays by capture name.
 
     Attributes:
-        layers: one array (frame, unit) per layer, for "mfcc" one (frame, coefficient); empty if not
-            requested.
-        pooled: (statistic, layer, unit) or (statistic, coefficient), float32.
+        counts: frames of each utterance.
+        layers: one array (row, frame, unit) per layer, for "mfcc" one (row, frame, coefficient),
+            padding and empty rows included; empty if not requested.
+        pooled: (row, statistic, layer, unit) or (row, statistic, coefficient), float32.
     """
 
+    counts: np.ndarray
     layers: Mapping[str, Sequence[np.ndarray]]
     pooled: Mapping[str, np.ndarray]
 
-    def frames(self, capture: str) -> np.ndarray:
-        """(layer, frame, unit), or (frame, coefficient) for "mfcc"."""
-        layers = self.layers[capture]
+    def frames(self, capture: str, row: int) -> np.ndarray:
+        """Of one utterance: (layer, frame, unit), or (frame, coefficient) for "mfcc"."""
+        layers = [layer[row, : self.counts[row]] for layer in self.layers[capture]]
         return layers[0] if capture == "mfcc" else np.stack(layers)
 
 
@@ -149,6 +152,7 @@ def _check_shapes(encoder: Encoder, request: Request, bucket: Bucket, inputs: An
 _programs: dict[Hashable, jax.stages.Compiled] = {}
 _checked: set[Hashable] = set()
 _placed: dict[tuple[int, jax.Device], tuple[Encoder, Any]] = {}
+_making = threading.RLock()  # held while one of these grows; batches run in several threads
 
 
 def _program_key(
@@ -185,22 +189,31 @@ def compile_program(
     hears = _front_end(encoder, front_end)
     device = device or jax.local_devices()[0]
     key = _program_key(encoder, request, bucket, hears), device
-    if key not in _programs:
-        network = encoder if request.captures else None
-        if network is not None:
-            says = program_key(network), request, tuple(network.layer_names), network.units
-            if says not in _checked:
-                _check_shapes(network, request, bucket, _inputs(hears, bucket))
-                _checked.add(says)
-        features = functools.partial(_features, request, network, hears)
-        buffers, counts = _arguments(hears, bucket)
-        variables = network.variables if network else {}
-        program = jax.jit(features, in_shardings=SingleDeviceSharding(device))
-        with keeping_compiled():
-            _programs[key] = program.lower(
-                jax.tree.map(_shape, variables), buffers, counts, counts
-            ).compile()
+    with _making:
+        if key not in _programs:
+            network = encoder if request.captures else None
+            _programs[key] = _compile(network, request, bucket, hears, device)
     return _programs[key]
+
+
+def _compile(
+    network: Encoder | None,
+    request: Request,
+    bucket: Bucket,
+    hears: AudioFrontEnd,
+    device: jax.Device,
+) -> jax.stages.Compiled:
+    if network is not None:
+        says = program_key(network), request, tuple(network.layer_names), network.units
+        if says not in _checked:
+            _check_shapes(network, request, bucket, _inputs(hears, bucket))
+            _checked.add(says)
+    features = functools.partial(_features, request, network, hears)
+    buffers, counts = _arguments(hears, bucket)
+    variables = jax.tree.map(_shape, network.variables if network else {})
+    program = jax.jit(features, in_shardings=SingleDeviceSharding(device))
+    with keeping_compiled():
+        return program.lower(variables, buffers, counts, counts).compile()
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -224,11 +237,12 @@ def _inputs(front_end: AudioFrontEnd, bucket: Bucket) -> Any:
 def _weights_on(device: jax.Device, encoder: Encoder) -> Any:
     """An encoder's weights where they are needed; put there once."""
     key = id(encoder), device
-    if key not in _placed:
-        for other in [one for one in _placed if one[0] != id(encoder)]:
-            del _placed[other]  # one network at a time is in use
-        _placed[key] = encoder, jax.device_put(encoder.variables, device)
-    return _placed[key][1]
+    with _making:
+        if key not in _placed:
+            for other in [one for one in _placed if one[0] != id(encoder)]:
+                del _placed[other]  # one network at a time is in use
+            _placed[key] = encoder, jax.device_put(encoder.variables, device)
+        return _placed[key][1]
 
 
 def _front_end(encoder: Encoder | None, front_end: AudioFrontEnd | None) -> AudioFrontEnd:
@@ -276,13 +290,7 @@ def dispatch(
     return program(variables, *jax.device_put((buffers, samples, frames), device))
 
 
-def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> list[Extracted]:
-    """Wait for a batch and cut its utterances out of the padding; views, not copies."""
+def collect(dispatched: Any, *, n_frames: Sequence[int] | np.ndarray) -> Extracted:
+    """Wait for a batch and bring back what was requested of it."""
     frames, pooled = jax.device_get(dispatched)
-    return [
-        Extracted(
-            {name: [layer[row, :count] for layer in layers] for name, layers in frames.items()},
-            {name: value[row] for name, value in pooled.items()},
-        )
-        for row, count in enumerate(n_frames)
-    ]
+    return Extracted(np.asarray(n_frames), frames, pooled)

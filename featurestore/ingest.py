@@ -70,7 +70,7 @@ class IngestSummary:
         relabelled: utterances already stored whose labels followed the manifest.
         seconds: wall-clock time of the whole run.
         stages: seconds per stage, summed over the threads that share it; of `network` and `eGeMAPS`
-            those that were waited for the device and for openSMILE.
+            those that were waited for the device, by each batch on it, and for openSMILE.
         skipped: what could not be read, and why.
         stopped: whether it was asked to stop before the end; the same ingest goes on from there.
         plan: what was planned.

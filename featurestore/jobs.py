@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ class Job:
     rows: pd.DataFrame
     frames: np.ndarray
     parts: dict[str, tuple[Part, frozenset[int]]]
+    _fitted: dict[BatchPolicy, tuple[Bucket, ...]] = field(default_factory=dict, repr=False)
 
     def buckets(self, policy: BatchPolicy) -> tuple[Bucket, ...]:
         """Shapes to run: those that suit the whole part, whatever of it is missing.
@@ -38,8 +39,11 @@ class Job:
         The last bits of a sum depend on the shape it is computed in, and a resumed part has to be
         what an uninterrupted one would have been.
         """
-        columns = [self.frames[column.members] for column in self.plan.columns]
-        return fit_rows(choose_buckets(self.frames, policy), columns, policy)
+        if policy not in self._fitted:
+            columns = [self.frames[column.members] for column in self.plan.columns]
+            found = choose_buckets(self.frames, policy)
+            self._fitted[policy] = fit_rows(found, columns, policy)
+        return self._fitted[policy]
 
     def missing(self, kinds: Sequence[str]) -> frozenset[int]:
         """Columns that at least one of these views misses."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from featurestore.batching import Batch, Bucket, batches
 from featurestore.columns import (
     Clock,
     ColumnWriter,
+    Heard,
     OpenColumn,
     Work,
     column_writer,
@@ -32,13 +32,14 @@ from featurestore.columns import (
 )
 from featurestore.encoder import AudioFrontEnd, Encoder
 from featurestore.errors import AudioError
-from featurestore.extract import Request, collect, compile_program, dispatch
+from featurestore.extract import Extracted, Request, collect, compile_program, dispatch
 from featurestore.storage.place import file_stamp
 from featurestore.store.writer import SetAside
 from featurestore.survey import samples_for
 
 BATCHES_AHEAD = 3  # decoded before the device asks for them
-# On a device at once: one that computes, and one that waits so that the device never does.
+# On a device at once, each started by a thread of its own: XLA runs on a CPU what one thread starts
+# in order, and what is not parallel in one batch, as the FFT, leaves room for another.
 BATCHES_RUNNING = 2
 
 
@@ -83,7 +84,7 @@ class _Step:
     decoding: list[Future[_Decoded | str]]
     last: bool
     decoded: list[_Decoded] = field(default_factory=list)
-    started: Any = None
+    running: Future[Extracted] | None = None
 
 
 def _steps(
@@ -145,29 +146,38 @@ def run_network(
             for device in devices:
                 compile_program(encoder, request, bucket, front_end=front_end, device=device)
     return_free_memory()
+
+    def compute(step: _Step, device: jax.Device) -> Extracted:
+        counts = work.frames[step.members]
+        with work.clock("pad"):
+            started = dispatch(
+                encoder,
+                request,
+                bucket=step.batch.bucket,
+                prepared=[one.prepared for one in step.decoded],
+                n_frames=counts,
+                front_end=front_end,
+                device=device,
+            )
+        for one in step.decoded:
+            one.release()
+        with work.clock("network"):
+            return collect(started, n_frames=counts)
+
     running: deque[_Step] = deque()
+    at_once = BATCHES_RUNNING * len(devices)
     with (
         column_writer(work) as writer,
         ThreadPoolExecutor(decoders, thread_name_prefix="decoder") as pool,
+        ThreadPoolExecutor(at_once, thread_name_prefix="device") as starters,
     ):
         planned = _ahead(_steps(work, buckets, front_end, pool), BATCHES_AHEAD + len(devices) - 1)
         for device, step in zip(itertools.cycle(devices), planned, strict=False):
             with work.clock("wait for decoding"):
                 _gather(step, work)
-            with work.clock("pad"):
-                step.started = dispatch(
-                    encoder,
-                    request,
-                    bucket=step.batch.bucket,
-                    prepared=[one.prepared for one in step.decoded],
-                    n_frames=work.frames[step.members],
-                    front_end=front_end,
-                    device=device,
-                )
-            for one in step.decoded:
-                one.release()
+            step.running = starters.submit(compute, step, device)
             running.append(step)
-            if len(running) == BATCHES_RUNNING * len(devices):
+            if len(running) == at_once:
                 _take_apart(running.popleft(), work, writer)
         while running:
             _take_apart(running.popleft(), work, writer)
@@ -195,21 +205,17 @@ def _gather(step: _Step, work: Work) -> None:
 
 def _take_apart(step: _Step, work: Work, writer: ColumnWriter) -> None:
     """Copy a finished batch into its column, and hand the column on if it was the last one."""
-    with work.clock("network"):
-        results = collect(step.started, n_frames=work.frames[step.members])
-    step.started = None
+    assert step.running is not None
+    with work.clock("wait for the device"):
+        found = step.running.result()
+    step.running = None
     step.column.allocate()
     with work.clock("copy"):
-        for member, decoded, result in zip(step.members, step.decoded, results, strict=True):
-            step.column.append(
-                work.rows.id(member),
-                result.layers,
-                result.pooled,
-                frames=int(work.frames[member]),
-                duration_s=decoded.duration_s,
-                sha256=decoded.sha256,
-                stamp=decoded.stamp,
-            )
+        heard = [
+            Heard(work.rows.id(member), one.duration_s, one.sha256, one.stamp)
+            for member, one in zip(step.members, step.decoded, strict=True)
+        ]
+        step.column.append(heard, found)
     work.tick(float(work.frames[list(step.all_members)].sum()) * work.frame_period_s)
     if step.last:
         writer.submit(step.column)
@@ -240,13 +246,7 @@ def run_egemaps(work: Work, *, workers: int) -> None:
                     opened.set_aside.append(SetAside(work.rows.id(member), result))
                     continue
                 values, duration, sha256, seen = result
-                opened.append(
-                    work.rows.id(member),
-                    {},
-                    {"features": values},
-                    frames=0,
-                    duration_s=duration,
-                    sha256=sha256,
-                    stamp=seen,
-                )
+                heard = Heard(work.rows.id(member), duration, sha256, seen)
+                found = Extracted(np.zeros(1, int), {}, {"features": values[None]})
+                opened.append([heard], found)
             writer.submit(opened)

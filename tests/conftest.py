@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -39,3 +41,29 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def speech() -> Path:
     return shared("speech")
+
+
+_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_let_go() -> Iterator[None]:
+    """Keep the suite below the 65,530 memory mappings that Linux gives a process.
+
+    A program that XLA makes for a CPU takes about 15 of them; where there are none left, its
+    compiler dies of a segmentation fault.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MAPPINGS:
+        from featurestore import encoder, extract, recognition
+        from featurestore.training import tuning_step
+
+        for programs in (
+            encoder._applied,
+            extract._programs,
+            recognition._programs,
+            tuning_step._programs,
+        ):
+            programs.clear()
+        jax.clear_caches()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from zarr.codecs import Crc32cCodec
 
 from featurestore.storage.arrays import PlaceStore
 from featurestore.storage.local import LocalPlace
-from featurestore.store.shards import read_rows
+from featurestore.store.shards import read_rows, write_shards
 
 LAYERS, FRAMES, SHARD, CHUNK, UNITS = 3, 96, 32, 8, 4
 
@@ -93,3 +94,47 @@ def test_whatever_byte_is_changed_is_noticed(tmp_path: Path) -> None:
     assert read_rows(array, 1, place) is None
     shard.write_bytes(whole)
     np.testing.assert_array_equal(read_rows(array, 1, place), values[1:2, place])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["int8", "float16", "float32"]),
+    st.booleans(),
+    st.integers(0, FRAMES // SHARD - 1),
+    st.integers(1, SHARD),
+    st.integers(0, 2**32 - 1),
+)
+def test_shards_are_to_the_byte_those_of_zarr(dtype, layered, column, used, seed) -> None:
+    fill = -128 if dtype == "int8" else np.nan
+    shape = (LAYERS, SHARD, UNITS) if layered else (SHARD, UNITS)
+    values = np.random.default_rng(seed).integers(-100, 100, shape).astype(dtype)
+    values[..., used:, :] = fill
+    ones = (1,) * layered
+    written = []
+    for direct in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            array = zarr.create_array(
+                PlaceStore(LocalPlace(Path(folder))),
+                name="frames/gate",
+                shape=(*shape[:layered], FRAMES, UNITS),
+                chunks=(*ones, CHUNK, UNITS),
+                shards=(*ones, SHARD, UNITS),
+                dtype=dtype,
+                compressors=[Crc32cCodec()],
+                filters=None,
+                fill_value=fill,
+            )
+            if direct:
+                assert write_shards(array, column, values, used=used)
+            else:
+                array[..., column * SHARD : (column + 1) * SHARD, :] = values
+            store = array.store_path.store
+            files = {key: store.place.read(key) for key in store.place.sizes()}
+            written.append((files, store.written))
+    assert written[0] == written[1]
+    assert sum("/c/" in key for key in written[0][0]) == (LAYERS if layered else 1)
+
+
+def test_an_unusual_layout_is_left_to_zarr_to_write(tmp_path: Path) -> None:
+    array, values = make(tmp_path, compressors=None)
+    assert not write_shards(array, 0, values[:, :SHARD], used=SHARD)

@@ -9,6 +9,7 @@ to know.
 from __future__ import annotations
 
 import asyncio
+import functools
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -28,9 +29,9 @@ from featurestore.storage.place import Place
 Objects = dict[str, list[int]]  # [bytes, CRC-32] by key
 
 
-def checksum(data: bytes | memoryview) -> int:
+def checksum(*pieces: bytes | memoryview) -> int:
     """CRC-32, zlib's: chunks end in their CRC32C, and the CRC32C of any such bytes is the same."""
-    return zlib.crc32(data)
+    return functools.reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
 
 
 class PlaceStore(Store):
@@ -116,11 +117,14 @@ class PlaceStore(Store):
         return (prototype or default_buffer_prototype()).buffer.from_bytes(data)
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """Write, and keep account of it."""
+        """See `put`."""
+        self.put(key, memoryview(value.as_buffer_like()).cast("B"))
+
+    def put(self, key: str, *pieces: bytes | memoryview) -> None:
+        """Write bytes, one piece behind the other, and keep account of them."""
         self._check_writable()
-        view = memoryview(value.as_buffer_like()).cast("B")
-        self.place.write(key, view)
-        self.written[key] = [len(view), checksum(view)]
+        self.place.write(key, *pieces)
+        self.written[key] = [sum(map(len, pieces)), checksum(*pieces)]
 
     def delete_sync(self, key: str) -> None:
         """Remove, and forget about it."""

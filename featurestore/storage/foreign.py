@@ -109,10 +109,10 @@ class FsspecPlace(ObjectPlace):
                     return b""  # behind the end, or of nothing
                 raise
 
-    def write(self, key: str, data: bytes | memoryview) -> None:
+    def write(self, key: str, *pieces: bytes | memoryview) -> None:
         """See `Place.write`."""
         with _reasons(f"{self.url}/{key}"):
-            self._put(key, bytes(data))
+            self._put(key, b"".join(pieces))
 
     def _put(self, key: str, data: bytes, **options: Any) -> Any:
         path = self._key(key)

@@ -59,14 +59,14 @@ class LocalPlace(Place):
             file.seek(start)
             return file.read() if stop is None else file.read(max(0, stop - start))
 
-    def write(self, key: str, data: bytes | memoryview) -> None:
+    def write(self, key: str, *pieces: bytes | memoryview) -> None:
         """See `Place.write`."""
         final = self.path / key
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f".{new_token()}{_HALF_WRITTEN}"
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                file.writelines(pieces)
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)

@@ -183,9 +183,11 @@ class ObstorePlace(ObjectPlace):
 
         return self._ask(key, get)
 
-    def write(self, key: str, data: bytes | memoryview) -> None:
+    def write(self, key: str, *pieces: bytes | memoryview) -> None:
         """See `Place.write`."""
         import obstore
+
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
         def put(client: Any, whole: str) -> None:
             try:

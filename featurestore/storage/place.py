@@ -63,10 +63,14 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def write(self, key: str, data: bytes | memoryview) -> None:
+    def write(self, key: str, *pieces: bytes | memoryview) -> None:
         """Put bytes under a key: all of them or, where this is interrupted, what was there before.
 
         A power cut may undo it until `sync`.
+
+        Args:
+            key: where.
+            pieces: of the bytes, to be put one behind the other.
         """
 
     @abstractmethod

@@ -1,11 +1,16 @@
-"""Whole shards of frames, read without Zarr's detours; what is unusual is left to Zarr.
+"""Whole shards of frames, read and written without Zarr's detours; what is unusual is left to Zarr.
 
 A shard is one file: chunks one behind the other, each followed by its CRC32C, and at the end an
 index of their places, followed by its CRC32C (Zarr's sharding codec). Zarr asks for each of these
-by itself, from threads of its own, and copies it several times.
+by itself, from threads of its own, copies it several times, and compares every value that it writes
+with the one that stands for nothing.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+from io import BufferedReader
 
 import google_crc32c
 import numpy as np
@@ -17,6 +22,7 @@ from featurestore.storage.local import LocalPlace
 
 _CRC = 4  # bytes
 _PLACE = 16  # bytes of an index entry: begin and length, little-endian uint64
+_ABSENT = 2**64 - 1  # both of them, of a chunk that holds nothing
 
 
 def read_rows(array: zarr.Array, layer: int, place: slice) -> np.ndarray | None:
@@ -41,31 +47,89 @@ def read_rows(array: zarr.Array, layer: int, place: slice) -> np.ndarray | None:
     column = place.start // length
     if place.stop > (column + 1) * length or array.chunks[2] != width or array.chunks[0] != 1:
         return None
-    key = f"{array.store_path.path}/c/{layer}/{column}/0"
-    index = _index(store, key, length // chunk)
-    if index is None:
-        return None
     first, last = place.start - column * length, place.stop - column * length
     values = np.empty((1, last - first, width), array.dtype)
-    size = chunk * width * array.dtype.itemsize
+    try:
+        with open(store.place.path / array.store_path.path / f"c/{layer}/{column}/0", "rb") as file:
+            whole = _read(file, values[0], first=first, chunk=chunk, chunks=length // chunk)
+    except OSError:
+        return None
+    return values if whole else None
+
+
+def write_shards(array: zarr.Array, column: int, values: np.ndarray, *, used: int) -> bool:
+    """Write one shard of every layer, to the byte as Zarr does.
+
+    Args:
+        array: (layer, frame, unit) or (frame, unit).
+        column: which shards.
+        values: all of their frames, (layer, frame, unit) or (frame, unit).
+        used: frames that hold something, the first ones; there is one at least.
+
+    Returns:
+        Whether it was done; False where Zarr should write instead: it knows other layouts.
+    """
+    store, shard = array.store_path.store, array.shards
+    if not isinstance(store, PlaceStore) or shard is None or not _is_plain(array):
+        return False
+    *outer, length, width = shard
+    *ones, chunk, across = array.chunks
+    if outer != [1] * len(outer) or ones != outer or across != width or array.shape[-1] != width:
+        return False
+    for layer in np.ndindex(*values.shape[: len(outer)]):
+        place = "/".join(map(str, (*layer, column, 0)))
+        pieces = _shard(values[layer], used=used, chunk=chunk, chunks=length // chunk)
+        store.put(f"{array.store_path.path}/c/{place}", *pieces)
+    return True
+
+
+def _shard(values: np.ndarray, *, used: int, chunk: int, chunks: int) -> list[bytes | memoryview]:
+    """A shard of (frame, unit), in pieces: chunks that hold something, and the index."""
+    index = np.full((chunks, 2), _ABSENT, "<u8")
+    pieces: list[bytes | memoryview] = []
+    end = 0
+    for number in range(-(-used // chunk)):
+        rows = np.ascontiguousarray(values[number * chunk : (number + 1) * chunk])
+        pieces += [_bytes(rows), _crc(rows)]
+        index[number] = end, rows.nbytes + _CRC
+        end += rows.nbytes + _CRC
+    return [*pieces, index.tobytes(), _crc(index.tobytes())]
+
+
+def _read(file: BufferedReader, values: np.ndarray, *, first: int, chunk: int, chunks: int) -> bool:
+    """Fill (frame, unit) with what a shard holds from frame `first` on; False if it is unusual."""
+    index = _index(file, chunks)
+    if index is None:
+        return False
+    last, size = first + len(values), chunk * values[0].nbytes
     for number in range(first // chunk, -(-last // chunk)):
         begin, stored = (int(one) for one in index[number])
         if stored != size + _CRC:
-            return None
-        data = store.place.read(key, begin, begin + size)
-        crc = store.place.read(key, begin + size, begin + size + _CRC)
-        if google_crc32c.value(data) != int.from_bytes(crc, "little"):
-            return None
-        rows = np.frombuffer(data, array.dtype).reshape(chunk, width)
+            return False
         low, high = max(first, number * chunk), min(last, (number + 1) * chunk)
-        values[0, low - first : high - first] = rows[low - number * chunk : high - number * chunk]
-    return values
+        wanted = values[low - first : high - first]
+        rows = wanted if high - low == chunk else np.empty((chunk, *values.shape[1:]), values.dtype)
+        # Straight to where it is wanted: a chunk's worth of fresh memory takes as long as reading.
+        file.seek(begin)
+        if file.readinto(_bytes(rows)) != size or _crc(rows) != file.read(_CRC):
+            return False
+        if rows is not wanted:
+            wanted[:] = rows[low - number * chunk : high - number * chunk]
+    return True
+
+
+def _bytes(values: np.ndarray) -> memoryview:
+    return values.reshape(-1).view(np.uint8).data
+
+
+def _crc(data: bytes | np.ndarray) -> bytes:
+    return google_crc32c.value(data).to_bytes(_CRC, "little")
 
 
 def _is_plain(array: zarr.Array) -> bool:
     """Whether chunks are little-endian values followed by a CRC32C, and nothing else."""
     codecs = array.metadata.codecs  # type: ignore[union-attr]
-    if len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
+    if sys.byteorder != "little" or len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
         return False
     inner, index = codecs[0].codecs, codecs[0].index_codecs
     location = codecs[0].index_location  # a string from zarr 3.2 on, an enumeration before
@@ -80,15 +144,11 @@ def _is_plain(array: zarr.Array) -> bool:
     )
 
 
-def _index(store: PlaceStore, key: str, chunks: int) -> np.ndarray | None:
+def _index(file: BufferedReader, chunks: int) -> np.ndarray | None:
     """(chunk, 2): where each one begins and how long it is, if the index is whole."""
-    try:
-        data = store.place.read(key, -(chunks * _PLACE + _CRC), None)
-    except OSError:
+    size = chunks * _PLACE
+    file.seek(-(size + _CRC), os.SEEK_END)
+    data = file.read(size)
+    if _crc(data) != file.read(_CRC):
         return None
-    body = data[:-_CRC]
-    if len(body) != chunks * _PLACE:
-        return None
-    if google_crc32c.value(body) != int.from_bytes(data[-_CRC:], "little"):
-        return None
-    return np.frombuffer(body, "<u8").reshape(chunks, 2)
+    return np.frombuffer(data, "<u8").reshape(chunks, 2)

@@ -17,6 +17,7 @@ from featurestore.storage.arrays import Objects, PlaceStore, checksum
 from featurestore.store.ledger import Part
 from featurestore.store.plan import CHUNK_UTTERANCES, Column, Layout, PartPlan
 from featurestore.store.schema import ArraySpec, array_specs
+from featurestore.store.shards import write_shards
 from featurestore.store.table import MEASURED, write_column
 
 
@@ -133,7 +134,10 @@ class PartWriter:
                 slice(starts[dim], starts[dim] + size) if dim in starts else slice(None)
                 for dim, size in zip(spec.dims, values.shape, strict=True)
             )
-            self._arrays[spec.path][region] = values
+            array, frames = self._arrays[spec.path], used["frame"]
+            if spec.shards and frames and write_shards(array, column.index, values, used=frames):
+                continue
+            array[region] = values
         written = dict(sorted(self._store.written.items()))
         self.part.arrays.sync(written)
         return {

@@ -173,7 +173,10 @@ def _put_frames(
     A layer at a time and not an utterance: NumPy lets other threads run during each copy, and waits
     for them afterwards.
     """
-    padded = layers[0].shape[1]
+    rows, padded = len(counts), layers[0].shape[1]
+    for layer in layers:
+        if len(layer) < rows or layer.shape[1] != padded or max(counts) > padded:
+            raise ValueError(f"{rows} utterances of {max(counts)} frames in {layer.shape}")
     own = np.concatenate([row * padded + np.arange(count) for row, count in enumerate(counts)])
     for goal, layer in zip(goals, layers, strict=True):
         flat = layer.reshape(-1, layer.shape[2])

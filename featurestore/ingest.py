@@ -69,8 +69,9 @@ class IngestSummary:
         hours: of audio in those.
         relabelled: utterances already stored whose labels followed the manifest.
         seconds: wall-clock time of the whole run.
-        stages: seconds per stage, summed over the threads that share it; of `network` and `eGeMAPS`
-            those that were waited for the device, by each batch on it, and for openSMILE.
+        stages: seconds per stage, summed over the threads that share it. `network` is what batches
+            spent on the device, two at a time; `wait: device`, `wait: decoding` and `eGeMAPS` are
+            seconds in which nothing else was left to do.
         skipped: what could not be read, and why.
         stopped: whether it was asked to stop before the end; the same ingest goes on from there.
         plan: what was planned.

@@ -4,9 +4,11 @@ Above what the process has when everything is compiled:
 
     2 columns                 one is filled while one is written
     + 1 shard                 a layer of a column, on its way to the disk
-    + 6 batches of samples    3 decoded ahead, 1 being padded, 2 on the device
+    + 6 batches of samples    3 decoded ahead, 1 on its way, 2 on the device
     + 2 batches in flight     temporary memory of the program, and what it brings back
     + 32 MB                   rows, records, and what the allocator keeps
+
+While a batch is padded it is there twice, but not yet what its program takes.
 
 None of it depends on how large the corpus is, but the longest utterance is a batch if it is longer
 than one. On a GPU a program's temporary memory is the device's.

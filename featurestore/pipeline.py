@@ -173,7 +173,7 @@ def run_network(
     ):
         planned = _ahead(_steps(work, buckets, front_end, pool), BATCHES_AHEAD + len(devices) - 1)
         for device, step in zip(itertools.cycle(devices), planned, strict=False):
-            with work.clock("wait for decoding"):
+            with work.clock("wait: decoding"):
                 _gather(step, work)
             step.running = starters.submit(compute, step, device)
             running.append(step)
@@ -206,7 +206,7 @@ def _gather(step: _Step, work: Work) -> None:
 def _take_apart(step: _Step, work: Work, writer: ColumnWriter) -> None:
     """Copy a finished batch into its column, and hand the column on if it was the last one."""
     assert step.running is not None
-    with work.clock("wait for the device"):
+    with work.clock("wait: device"):
         found = step.running.result()
     step.running = None
     step.column.allocate()

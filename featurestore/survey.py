@@ -23,7 +23,7 @@ from featurestore.types import SAMPLE_RATE
 # Reading headers waits for the disk, so more threads than cores help.
 _THREADS = 16
 _BLOCK = 65_536
-_TRIED = 256  # headers that one thread reads before it looks whether others would help
+_TRIED = 8  # headers that one thread reads before it looks whether others would help
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def read_headers(manifest: pd.DataFrame, tick: Callable[[float], None]) -> Heade
     samples = np.zeros(len(manifest), np.int64)
     problems: dict[int, str] = {}
     rows = segments(manifest)
-    first = 0
+    first, size = 0, _TRIED
     waits = False
     with ThreadPoolExecutor(_THREADS) as pool:
         # In blocks: a pool takes everything that it is given into memory at once.
-        while block := list(itertools.islice(rows, _BLOCK if waits else _TRIED)):
+        while block := list(itertools.islice(rows, size)):
             spread = pool.map if waits else map
             began, busy = time.perf_counter(), time.thread_time()
             results = spread(_read_header, *zip(*block, strict=True))
@@ -171,6 +171,7 @@ def read_headers(manifest: pd.DataFrame, tick: Callable[[float], None]) -> Heade
             # Threads hide the waiting for a disk or a network; where there is none, headers in the
             # page cache, they wait for one another, and one alone takes half the time.
             waits = waits or time.perf_counter() - began > 2 * (time.thread_time() - busy)
+            size = _BLOCK if waits else min(2 * size, _BLOCK)
     return Headers(rates, samples, problems)
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import google_crc32c.python
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featurestore.storage.arrays import PlaceStore
 from featurestore.storage.local import LocalPlace
+from featurestore.store import shards
 from featurestore.store.shards import read_rows, write_shards
 
 LAYERS, FRAMES, SHARD, CHUNK, UNITS = 3, 96, 32, 8, 4
 
 
-def make(folder: Path, *, dtype: str = "float16", compressors: object = (Crc32cCodec(),)):
+def make(folder: Path, *, dtype: str = "float16", **options: Any):
     array = zarr.create_array(
         PlaceStore(LocalPlace(folder)),
         name="frames/gate",
@@ -27,8 +30,8 @@ def make(folder: Path, *, dtype: str = "float16", compressors: object = (Crc32cC
         chunks=(1, CHUNK, UNITS),
         shards=(1, SHARD, UNITS),
         dtype=dtype,
-        compressors=compressors,
         fill_value=0,
+        **{"compressors": [Crc32cCodec()], **options},
     )
     values = np.random.default_rng(0).integers(-100, 100, array.shape).astype(dtype)
     for column in range(0, FRAMES, SHARD):
@@ -138,3 +141,48 @@ def test_shards_are_to_the_byte_those_of_zarr(dtype, layered, column, used, seed
 def test_an_unusual_layout_is_left_to_zarr_to_write(tmp_path: Path) -> None:
     array, values = make(tmp_path, compressors=None)
     assert not write_shards(array, 0, values[:, :SHARD], used=SHARD)
+
+
+def test_used_frames_are_kept_whatever_they_are(tmp_path: Path) -> None:
+    """Zarr leaves out chunks of nothing but fill, which then read as missing."""
+    array, values = make(tmp_path)
+    values[:, :SHARD] = 0.0  # the fill of this array
+    assert write_shards(array, 0, values[:, :SHARD], used=SHARD)
+    found = read_rows(array, 1, slice(0, SHARD))
+    np.testing.assert_array_equal(found, values[1:2, :SHARD])
+    np.testing.assert_array_equal(array[:], values)
+
+
+@pytest.mark.parametrize("wrong", ["type", "frames", "layers"])
+def test_values_that_do_not_fit_are_left_to_zarr_to_refuse(made, wrong: str) -> None:
+    array, values = made
+    shard = values[:, :SHARD]
+    unfit = {
+        "type": shard.astype(np.float32),
+        "frames": shard[:, : SHARD - 1],
+        "layers": shard[:-1],
+    }[wrong]
+    assert not write_shards(array, 0, unfit, used=4)
+
+
+def test_another_byte_order_is_left_to_zarr(tmp_path: Path) -> None:
+    array, values = make(tmp_path, serializer=BytesCodec(endian="big"))
+    assert read_rows(array, 0, slice(0, 5)) is None
+    assert not write_shards(array, 0, values[:, :SHARD], used=SHARD)
+    np.testing.assert_array_equal(array[:], values)
+
+
+def test_other_names_of_chunks_are_found(tmp_path: Path) -> None:
+    names = {"name": "default", "separator": "."}
+    array, values = make(tmp_path, chunk_key_encoding=names)
+    assert write_shards(array, 1, values[:, :SHARD], used=SHARD)
+    np.testing.assert_array_equal(read_rows(array, 2, slice(SHARD, SHARD + 5)), values[2:, :5])
+    np.testing.assert_array_equal(array[:, SHARD : 2 * SHARD], values[:, :SHARD])
+
+
+def test_checksums_without_a_compiled_library(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    array, values = made
+    monkeypatch.setattr(shards, "google_crc32c", google_crc32c.python)
+    found = read_rows(array, 0, slice(3, 20))
+    assert found is not None
+    np.testing.assert_array_equal(found, values[:1, 3:20])

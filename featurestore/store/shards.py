@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from io import BufferedReader
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -50,7 +51,7 @@ def read_rows(array: zarr.Array, layer: int, place: slice) -> np.ndarray | None:
     first, last = place.start - column * length, place.stop - column * length
     values = np.empty((1, last - first, width), array.dtype)
     try:
-        with open(store.place.path / array.store_path.path / f"c/{layer}/{column}/0", "rb") as file:
+        with open(store.place.path / _key(array, (layer, column, 0)), "rb") as file:
             whole = _read(file, values[0], first=first, chunk=chunk, chunks=length // chunk)
     except OSError:
         return None
@@ -58,7 +59,9 @@ def read_rows(array: zarr.Array, layer: int, place: slice) -> np.ndarray | None:
 
 
 def write_shards(array: zarr.Array, column: int, values: np.ndarray, *, used: int) -> bool:
-    """Write one shard of every layer, to the byte as Zarr does.
+    """Write one shard of every layer, to the byte as Zarr does it.
+
+    But Zarr leaves out chunks of nothing but fill; here only those behind the last frame are.
 
     Args:
         array: (layer, frame, unit) or (frame, unit).
@@ -74,13 +77,19 @@ def write_shards(array: zarr.Array, column: int, values: np.ndarray, *, used: in
         return False
     *outer, length, width = shard
     *ones, chunk, across = array.chunks
-    if outer != [1] * len(outer) or ones != outer or across != width or array.shape[-1] != width:
+    expected = (*array.shape[:-2], length, width)
+    if outer != [1] * len(outer) or ones != outer or across != width:
+        return False
+    if values.dtype != array.dtype or values.shape != expected or array.shape[-1] != width:
         return False
     for layer in np.ndindex(*values.shape[: len(outer)]):
-        place = "/".join(map(str, (*layer, column, 0)))
         pieces = _shard(values[layer], used=used, chunk=chunk, chunks=length // chunk)
-        store.put(f"{array.store_path.path}/c/{place}", *pieces)
+        store.put(_key(array, (*layer, column, 0)), *pieces)
     return True
+
+
+def _key(array: zarr.Array, place: tuple[int, ...]) -> str:
+    return f"{array.store_path.path}/{array.metadata.encode_chunk_key(place)}"
 
 
 def _shard(values: np.ndarray, *, used: int, chunk: int, chunks: int) -> list[bytes | memoryview]:
@@ -90,7 +99,7 @@ def _shard(values: np.ndarray, *, used: int, chunk: int, chunks: int) -> list[by
     end = 0
     for number in range(-(-used // chunk)):
         rows = np.ascontiguousarray(values[number * chunk : (number + 1) * chunk])
-        pieces += [_bytes(rows), _crc(rows)]
+        pieces += [_bytes(rows).data, _crc(_bytes(rows))]
         index[number] = end, rows.nbytes + _CRC
         end += rows.nbytes + _CRC
     return [*pieces, index.tobytes(), _crc(index.tobytes())]
@@ -111,15 +120,16 @@ def _read(file: BufferedReader, values: np.ndarray, *, first: int, chunk: int, c
         rows = wanted if high - low == chunk else np.empty((chunk, *values.shape[1:]), values.dtype)
         # Straight to where it is wanted: a chunk's worth of fresh memory takes as long as reading.
         file.seek(begin)
-        if file.readinto(_bytes(rows)) != size or _crc(rows) != file.read(_CRC):
+        if file.readinto(_bytes(rows).data) != size or _crc(_bytes(rows)) != file.read(_CRC):
             return False
         if rows is not wanted:
             wanted[:] = rows[low - number * chunk : high - number * chunk]
     return True
 
 
-def _bytes(values: np.ndarray) -> memoryview:
-    return values.reshape(-1).view(np.uint8).data
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """(byte,): the same memory; google_crc32c takes no memoryview and, in Python, nothing wider."""
+    return values.reshape(-1).view(np.uint8)
 
 
 def _crc(data: bytes | np.ndarray) -> bytes:
@@ -132,16 +142,21 @@ def _is_plain(array: zarr.Array) -> bool:
     if sys.byteorder != "little" or len(codecs) != 1 or not isinstance(codecs[0], ShardingCodec):
         return False
     inner, index = codecs[0].codecs, codecs[0].index_codecs
-    location = codecs[0].index_location  # a string from zarr 3.2 on, an enumeration before
     return (
         all(
             len(these) == 2
             and isinstance(these[0], BytesCodec)
+            and _name(these[0].endian) in ("little", None)
             and isinstance(these[1], Crc32cCodec)
             for these in (inner, index)
         )
-        and str(getattr(location, "value", location)) == "end"
+        and _name(codecs[0].index_location) == "end"
     )
+
+
+def _name(option: Any) -> Any:
+    """Of an option that is a string from zarr 3.2 on, an enumeration before."""
+    return getattr(option, "value", option)
 
 
 def _index(file: BufferedReader, chunks: int) -> np.ndarray | None:

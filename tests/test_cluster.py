@@ -411,10 +411,10 @@ def test_whoever_lost_the_store_does_not_write(manifest: pd.DataFrame, tmp_path:
         assert files(tmp_path / "store") == before
 
 
-def full_disk(self: Any, key: str, data: bytes | memoryview) -> None:
+def full_disk(self: Any, key: str, *pieces: bytes | memoryview) -> None:
     if "/c/" in key:
         raise OSError(errno.ENOSPC, "No space left on device", key)
-    _write(self, key, data)
+    _write(self, key, *pieces)
 
 
 _write = LocalPlace.write

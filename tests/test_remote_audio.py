@@ -559,7 +559,7 @@ def test_a_table_of_a_bucket_that_cannot_be_used(bucket: str) -> None:
 
 
 def test_a_bucket_that_takes_no_table(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self, key, data):
+    def refuse(self, key, *pieces):
         raise PermissionError(errno.EACCES, "the object store refuses access", key)
 
     monkeypatch.setattr(FsspecPlace, "write", refuse)

@@ -46,7 +46,7 @@ class Row:
         theirs: the reference's runs; None if not measured.
         missing: why something is not.
         agreement: how far the two results lie apart, where they are meant to be the same.
-        disagreed: whether nothing was timed because the results are not the same.
+        failed: whether nothing was timed because the results are not the same, or a side stopped.
         disturbance: cores that other processes kept busy meanwhile; None if unknown.
         limit: which of the machine's limits bounds it; "" for none.
         by_call: whether the time of a call says more than times real time.
@@ -62,7 +62,7 @@ class Row:
     theirs: Timing | None = None
     missing: str = ""
     agreement: Agreement | None = None
-    disagreed: bool = False
+    failed: bool = False
     disturbance: float | None = None
     limit: str = ""
     by_call: bool = False

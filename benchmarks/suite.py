@@ -18,7 +18,7 @@ from featurestore.benchmarks.report import Report, Row, machine_facts
 from featurestore.benchmarks.speech import make_speech, spread
 from featurestore.benchmarks.stages import FAMILIES, NotMeasuredError, Stage, stages_of
 from featurestore.benchmarks.stages_network import torch_device
-from featurestore.benchmarks.timing import DisagreementError, OtherProcesses, alternate
+from featurestore.benchmarks.timing import OtherProcesses, alternate
 from featurestore.checkpoint import load_weights
 from featurestore.corpus import read_manifest
 from featurestore.encoder import load_encoder
@@ -146,9 +146,6 @@ def run_bench(
         plan: as from `plan_bench`.
         folder: on the disk to measure; what is made in it for that is removed again.
         tick: told 1 after every step.
-
-    Raises:
-        FeatureStoreError: a script that is measured ended early.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bench-") as scratch:
@@ -198,13 +195,15 @@ def measure(one: Stage, inputs: Inputs, *, repeats: int) -> Row:
     )
     try:
         contest = one.make(inputs)
-    except (NotMeasuredError, DisagreementError) as reason:
-        return replace(row, missing=str(reason), disagreed=isinstance(reason, DisagreementError))
-    busy = OtherProcesses()
-    try:
-        ours, theirs = alternate(contest, repeats=repeats, scratch=inputs.folder)
-    finally:
-        contest.done()
+        busy = OtherProcesses()
+        try:
+            ours, theirs = alternate(contest, repeats=repeats, scratch=inputs.folder)
+        finally:
+            contest.done()
+    except NotMeasuredError as reason:
+        return replace(row, missing=str(reason))
+    except (FeatureStoreError, OSError) as reason:  # a full disk costs one stage, not all of them
+        return replace(row, missing=str(reason), failed=True)
     return replace(
         row,
         audio_s=contest.audio_s,

@@ -72,8 +72,8 @@ def bench(
     else:
         print(report.to_markdown())
         print(f"written: {', '.join(map(str, files))}")
-    if any(row.disagreed for row in report.rows):
-        note("error: two sides that should compute the same do not; see the table")
+    if any(row.failed for row in report.rows):
+        note("error: two sides that should compute the same do not, or one stopped; see the table")
         raise typer.Exit(1)
 
 

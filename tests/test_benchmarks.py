@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import json
@@ -101,7 +102,7 @@ def test_every_stage_is_measured_or_says_why_not(results: Path) -> None:
     assert report["corpus"]["rates"] == [16_000]
     assert {"cpu", "cores", "platform", "jax_device", "versions"} <= set(report["machine"])
     for row in report["rows"]:
-        assert not row["disagreed"], row["missing"]
+        assert not row["failed"], row["missing"]
         if row["theirs"] is None:
             assert row["missing"].startswith("not measured: "), row
             continue
@@ -189,10 +190,26 @@ def test_a_disagreement_is_a_row_and_an_exit_code(
     done = bench(manifest, "-w", "random:0", "--quick", "--stages=decode", "-q", "-o", tmp_path)
     assert done.exit_code == 1
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
-    assert row["disagreed"]
+    assert row["failed"]
     assert row["ours"] is None
     assert "the two sides differ" in (tmp_path / "bench.md").read_text()
     assert not (tmp_path / "bench.png").exists()
+
+
+def test_a_full_disk_costs_one_stage(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*segment: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("featurestore.benchmarks.stages_audio.librosa_load", full)
+    options = ("-w", "random:0", "--quick", "--stages=decode,mfcc", "-q")
+    done = bench(manifest, *options, "-o", tmp_path)
+    assert done.exit_code == 1
+    stopped, other = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert stopped["failed"]
+    assert "No space left on device" in (tmp_path / "bench.md").read_text()
+    assert other["ours"] is not None
 
 
 def test_both_sides_run_in_turns_after_a_first_run(tmp_path: Path) -> None:

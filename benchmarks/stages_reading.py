@@ -43,7 +43,7 @@ def _size(block: Any) -> Any:
 def read_blocks(layer: da.Array) -> int:
     """Read a layer block by block and keep nothing; bytes."""
     chunks = ((1,) * layer.numblocks[0], (1,))
-    return int(da.map_blocks(_size, layer, dtype=np.int64, chunks=chunks).sum().compute())
+    return int(da.map_blocks(_size, layer, dtype=np.int64, chunks=chunks).compute().sum())
 
 
 def _contest(inputs: Inputs, layers: list[int], files: list[Path]) -> Contest:

@@ -67,14 +67,29 @@ class _Kept:
             if program.is_symlink():
                 continue
             kept = self._home / program.name
-            with suppress(
-                OSError
-            ):  # a full disk costs the next run a second, not this one its work
-                part = kept.with_name(f".{program.name}.{os.getpid()}")
+            part = kept.with_name(f".{program.name}.{os.getpid()}")
+            try:
+                if not _is_whole(program):
+                    program.unlink()
+                    continue
                 shutil.copyfile(program, part)
                 part.replace(kept)
                 program.unlink()
                 program.symlink_to(kept)
+            except OSError:  # a full disk costs the next run a second, not this one its work
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+
+def _is_whole(program: Path) -> bool:
+    """Whether JAX could read it: where a disk is full, it leaves half of what it wrote."""
+    from jax._src.compilation_cache import decompress_executable
+
+    try:
+        decompress_executable(program.read_bytes())
+    except Exception:  # zlib's error, or that of one of two zstd libraries
+        return False
+    return True
 
 
 @functools.cache

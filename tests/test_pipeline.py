@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import trials
+from jax._src.compilation_cache import compress_executable
 from synthetic import babble, write_corpus
 
 import featurestore as fs
 from featurestore import egemaps, pipeline
 from featurestore.arithmetic import in_precision
+from featurestore.compilation import _Kept
 from featurestore.errors import FeatureStoreError
 from featurestore.setup import IngestConfig
 
@@ -111,6 +114,31 @@ def test_what_a_killed_process_leaves_is_not_a_program(manifest: Path, tmp_path:
     said = run(INGEST, manifest, tmp_path / "second", FEATURESTORE_HOME=str(home))
     assert said.split()[2] == "1"
     assert {path.name for path in folder.glob("*-cache")} == set(kept)
+
+
+def test_what_a_full_disk_left_of_a_program_is_not_kept(tmp_path: Path) -> None:
+    kept = _Kept(tmp_path)
+    whole = compress_executable(b"1234a program")
+    (kept.folder / "whole-cache").write_bytes(whole)
+    (kept.folder / "half-cache").write_bytes(whole[:-3])
+    kept.publish()
+    assert [path.name for path in tmp_path.iterdir()] == ["whole-cache"]
+    assert [path.name for path in kept.folder.iterdir()] == ["whole-cache"]
+    assert (kept.folder / "whole-cache").read_bytes() == whole
+
+
+def test_a_full_disk_where_programs_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, goal: Path) -> None:
+        goal.write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = _Kept(tmp_path)
+    (kept.folder / "one-cache").write_bytes(compress_executable(b"1234a program"))
+    monkeypatch.setattr("featurestore.compilation.shutil.copyfile", full)
+    kept.publish()
+    assert not list(tmp_path.iterdir())
 
 
 MEMORY = """

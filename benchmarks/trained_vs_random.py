@@ -14,7 +14,7 @@ mean, paired over speakers. OUT gets the tables, the comparisons and a figure.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ import pandas as pd
 import featurestore as fs
 from featurestore.analysis.caveats import label_caveats
 from featurestore.analysis.comparison import compare, rows_of
-from featurestore.analysis.features import Aligned, FeatureSet, align, known_speakers, label_values
-from featurestore.analysis.regression import COLUMNS, Fold, leave_one_speaker_out
-from featurestore.analysis.ridge import fold_row, ridge_leave_one_speaker_out
+from featurestore.analysis.features import known_speakers
+from featurestore.analysis.models import FeatureSet
+from featurestore.analysis.regression import evaluate_joined
+from featurestore.analysis.sets import Joined, join
 from featurestore.encoder import Encoder, load_encoder
 from featurestore.progress import progress_bar
 from featurestore.report.comparisons import markdown_comparison, write_comparison
@@ -35,43 +36,17 @@ from featurestore.report.tables import markdown_table, write_tables
 MEAN = "mean of the random ones"
 
 
-def fold_models(
-    X: np.ndarray, y: np.ndarray, speakers: np.ndarray, *, best: int
-) -> Iterator[tuple[str, Fold]]:
-    """The name of each model and each of its folds."""
-    selected = FeatureSet(f"{best} best of all units", "gcu", best=best)
-    for fold in leave_one_speaker_out(selected, X=X, y=y, speakers=speakers):
-        yield selected.name, fold
-    for fold in ridge_leave_one_speaker_out(X, y=y, speakers=speakers):
-        yield "all units, ridge", fold
-
-
 def evaluate_network(
-    aligned: Aligned, network: str, *, targets: Sequence[str], best: int
+    joined: Joined, network: str, *, features: str, targets: Sequence[str], best: int
 ) -> pd.DataFrame:
     """Rows as `evaluate` returns them, the network's name added to those of the feature sets."""
-    rows = []
-    units = aligned.matrices["gcu"].reshape(len(aligned.ids), -1)
-    folds = 2 * len(targets) * len(np.unique(known_speakers(aligned.table)))
+    sets = [
+        FeatureSet(f"{best} best of all units ({network})", features, best),
+        FeatureSet(f"all units, ridge ({network})", features, model="ridge"),
+    ]
+    folds = len(sets) * len(targets) * len(np.unique(known_speakers(joined.table)))
     with progress_bar(network, folds, unit="folds") as tick:
-        for target in targets:
-            values = label_values(aligned.table, target=target)
-            known = np.isfinite(values)
-            speakers = known_speakers(aligned.table, of=known)[known]
-            y = values[known]
-            for name, fold in fold_models(units[known], y, speakers, best=best):
-                row = fold_row(
-                    feature_set=f"{name} ({network})",
-                    target=target,
-                    speaker=fold.speaker,
-                    truth=y[fold.test],
-                    predicted=fold.predicted,
-                    n_train=len(y) - len(fold.test),
-                    n_features=fold.n_features,
-                )
-                rows.append(row)
-                tick(1)
-    results = pd.DataFrame(rows, columns=list(COLUMNS[1:]))
+        results = evaluate_joined(joined, sets=sets, targets=targets, tick=tick)
     results.insert(0, "table", 1)
     return results
 
@@ -132,9 +107,14 @@ def main(arguments: list[str] | None = None) -> None:
         fs.ingest(table, folder, encoder=encoder, views="network", frames=False)
         store = fs.open_store(folder)
         view = stored_view(store, encoder)
-        aligned = align(store, views={"gcu": view}, capture=encoder.captures[0])
-        notes = label_caveats(aligned.table, targets=targets)
-        results.append(evaluate_network(aligned, name, targets=targets, best=options.features))
+        features = f"{view}.{encoder.captures[0]}.mean"
+        joined = join(store, [features])
+        notes = label_caveats(joined.table, targets=targets)
+        results.append(
+            evaluate_network(
+                joined, name, features=features, targets=targets, best=options.features
+            )
+        )
     notes.append(f"Trained: {networks['trained'].name} ({networks['trained'].fingerprint[:12]}).")
     everything = pd.concat(results, ignore_index=True)
     controls = [name for name in networks if name != "trained"]

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurestore.cli.app import JsonOption, app, example, note, print_json
 from featurestore.cli.ingest import cluster_client
 from featurestore.cli.store import StoreArgument
+from featurestore.errors import AnalysisError
 from featurestore.types import NETWORK, Statistic
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from featurestore.analysis.models import FeatureSet
     from featurestore.provenance import Provenance
     from featurestore.store.reader import Store
 
@@ -64,13 +68,12 @@ def analysis_notes() -> Iterator[None]:
 
 def caveats(store: Store, view: str, more: list[str] | None) -> list[str]:
     """What has to be said under every result of a view."""
-    found = []
-    source = store.config(view).weights_source
-    if source.startswith("random:"):
-        found.append(f"Weights {source}: an untrained network, a control and not a finding.")
-    utterances = store.utterances(view)
+    from featurestore.analysis.caveats import PROXIES, weights_caveats
+
+    source, utterances = store.config(view).weights_source, store.utterances(view)
+    found = weights_caveats(source, untrained=source.startswith("random:"))
     if "ratings" in utterances and (utterances["ratings"] == "proxy").any():
-        found.append("Labels are proxies derived from the acted emotion, not ratings.")
+        found.append(PROXIES)
     return [*found, *(more or [])]
 
 
@@ -118,7 +121,13 @@ def correlate(
     _print_files(files, as_json=as_json)
 
 
-@app.command(epilog=example("featurestore evaluate iemocap.store --table 1 -o tables"))
+@app.command(
+    epilog=f"{example('featurestore evaluate iemocap.store --table 1 -o tables')}\n\n"
+    + example(
+        "featurestore evaluate iemocap.store --set 'last = network.mean[-3:]' "
+        "--set 'first = network.mean[:3]' --model ridge --compare -o ends"
+    )
+)
 def evaluate(
     store: StoreArgument,
     output: OutOption,
@@ -131,52 +140,147 @@ def evaluate(
     view: ViewOption = NETWORK,
     capture: CaptureOption = None,
     features: Annotated[int, typer.Option(min=1, help="Units selected in each fold.")] = 100,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A feature set of your own instead of a table: 'NAME = EXPRESSION', or an "
+            "expression: view.capture.statistic[layers] with + between terms, such as "
+            "'network.mean[0:3] + egemaps'; 'network' is --view. Repeatable.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Of every --set: ols, ridge, svr or pls.")] = "ols",
+    best: Annotated[
+        int | None, typer.Option(min=1, help="Features that each fold keeps of every --set.")
+    ] = None,
+    select: Annotated[
+        str, typer.Option(help="How --best chooses them: f_regression, f_classif, abs_r, or pca.")
+    ] = "f_regression",
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="Of every --set: none, standard or robust; what suits the model if none."
+        ),
+    ] = None,
+    folds: Annotated[
+        str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
+    ] = "speaker",
+    compared: Annotated[
+        bool, typer.Option("--compare", help="Compare the first --set with each other one.")
+    ] = False,
     notes: NoteOption = None,
     scheduler: SchedulerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict labels from features, leaving one speaker out: the paper's Tables 1 and 2."""
-    from featurestore.analysis.regression import evaluate as run
-    from featurestore.analysis.regression import summarise
-    from featurestore.provenance import reading
-    from featurestore.report.tables import markdown_table, write_tables
+    """Predict labels from features, leaving one speaker out: the paper's Tables 1 and 2.
 
+    Or any feature sets (--set), each compared with the first (--compare), with intervals.
+    """
+    from featurestore.analysis.regression import evaluate as run
+    from featurestore.provenance import reading
+    from featurestore.report.tables import write_tables
+
+    _check_choices(own, compared, capture)
     check_folder(output)
     targets = tuple(target or ("valence", "arousal"))
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
-        results = run(
-            source.store,
-            targets=targets,
-            table=1 if table == 1 else 2,
-            view=view,
-            capture=capture,
-            features=features,
-        )
+        chosen: dict[str, Any] = {"table": table, "features": features, "folds": folds}
+        if own:
+            choices = {"model": model, "best": best, "select": select, "scale": scale}
+            view, sets, views = _own_sets(source.store, view, own, choices)
+            results = run(source.store, targets=targets, sets=sets, view=view, folds=folds)
+            chosen = {"sets": own, **choices, "folds": folds}
+        else:
+            views = _compared(source.store, view, table)
+            results = run(
+                source.store, targets=targets, table=1 if table == 1 else 2, view=view,
+                capture=capture, features=features, folds=folds,
+            )  # fmt: skip
         said = caveats(source.store, view, notes)
         origin = source.provenance(
-            views=_compared(source.store, view, table),
-            capture=capture,
-            statistic="mean",
-            targets=targets,
-            table=table,
-            features=features,
-            command=command_line(),
-        )
+            views=views, capture=capture, statistic="mean", targets=targets,
+            command=command_line(), **chosen,
+        )  # fmt: skip
     files = write_tables(results, output, notes=said, provenance=origin)
+    rows = _comparisons(results) if compared else None
+    _print_evaluated(results, rows, files, output, said, origin, as_json=as_json)
+
+
+def _check_choices(own: list[str] | None, compared: bool, capture: str | None) -> None:
+    """Refuse options that do not go together."""
+    if compared and len(own or ()) < 2:
+        raise AnalysisError("--compare takes two feature sets or more: give --set at least twice.")
+    if own and capture:
+        raise AnalysisError(
+            f"--capture {capture} is for tables; name it in the expression of --set: "
+            f"network.{capture}.mean."
+        )
+
+
+def _own_sets(
+    store: Store, view: str, texts: list[str], choices: Mapping[str, Any]
+) -> tuple[str, list[FeatureSet], list[str]]:
+    """The network's view, the sets of the command line, and all views that they read."""
+    from featurestore.analysis.models import FeatureSet
+    from featurestore.study.views import Studied, in_view, main_view, views_of
+
+    facts = Studied(store).facts
+    main = main_view(facts, view).name
+    sets = []
+    for text in texts:
+        name, _, expression = (part.strip() for part in text.rpartition("="))
+        sets.append(FeatureSet(name or expression, in_view(expression, main), **choices))
+    # The utterances that are compared are those of the network's view, whatever a set names.
+    return main, sets, views_of(facts, [main, *(one.features for one in sets)])
+
+
+def _comparisons(results: pd.DataFrame) -> pd.DataFrame:
+    """The first feature set against each other one."""
+    import pandas as pd
+
+    from featurestore.analysis.comparison import compare, rows_of
+
+    first, *others = results["feature_set"].unique()
+    tables = [compare(rows_of(results, first), rows_of(results, other)) for other in others]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _print_evaluated(
+    results: pd.DataFrame,
+    compared: pd.DataFrame | None,
+    files: list[Path],
+    output: Path,
+    said: list[str],
+    origin: Provenance,
+    *,
+    as_json: bool,
+) -> None:
+    """Write the comparison, if there is one, and show everything."""
+    from featurestore.analysis.scores import summarise
+    from featurestore.report.comparisons import markdown_comparison, write_comparison
+    from featurestore.report.tables import markdown_table
+
+    if compared is not None:
+        files = [*files, *write_comparison(compared, output, notes=said, provenance=origin)]
     note_older(output, origin)
     if as_json:
         rows = summarise(results).reset_index(drop=True).to_dict("records")
-        print_json({"files": [str(file) for file in files], "rows": rows})
+        found = {"files": [str(file) for file in files], "rows": rows}
+        if compared is not None:
+            found["comparisons"] = compared.to_dict("records")
+        print_json(found)
         return
     print(markdown_table(results, notes=said, provenance=origin))
+    if compared is not None:
+        print(markdown_comparison(compared, notes=said, provenance=origin))
     _print_files(files, as_json=False)
 
 
 def _compared(store: Store, view: str, table: int) -> list[str]:
     """The views that a table compares, as far as the store has them."""
-    from featurestore.analysis.features import table_sets
+    from featurestore.analysis.models import table_sets
 
-    wanted = {one.source for one in table_sets(table)}
+    wanted = {one.features for one in table_sets(table)}
     return [view, *(kind for kind in ("mfcc", "egemaps") if kind in wanted & store.kinds)]
 
 

@@ -158,7 +158,7 @@ def _write(
     import pandas as pd
 
     from featurestore.analysis.comparison import compare, rows_of
-    from featurestore.analysis.regression import summarise
+    from featurestore.analysis.scores import summarise
     from featurestore.files import replacing
     from featurestore.provenance import record_results
     from featurestore.report.comparisons import markdown_comparison, write_comparison

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 if TYPE_CHECKING:
+    from featurestore.analysis.comparison import compare as compare
     from featurestore.analysis.correlation import correlate as correlate
+    from featurestore.analysis.label_permutation import permutation_test as permutation_test
+    from featurestore.analysis.maps import correlation_maps as correlation_maps
+    from featurestore.analysis.models import FeatureSet as FeatureSet
     from featurestore.analysis.precision import audit_precision as audit_precision
     from featurestore.analysis.regression import evaluate as evaluate
+    from featurestore.analysis.trace import trace as trace
     from featurestore.corpus import read_corpus as read_corpus
     from featurestore.corpus import read_manifest as read_manifest
     from featurestore.corpus import write_manifest as write_manifest
@@ -45,9 +50,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["analysis", "corpus", "errors", "report", "store", "types"],
     submod_attrs={
+        "analysis.comparison": ["compare"],
         "analysis.correlation": ["correlate"],
+        "analysis.label_permutation": ["permutation_test"],
+        "analysis.maps": ["correlation_maps"],
+        "analysis.models": ["FeatureSet"],
         "analysis.precision": ["audit_precision"],
         "analysis.regression": ["evaluate"],
+        "analysis.trace": ["trace"],
         "corpus": ["read_corpus", "read_manifest", "write_manifest"],
         "encoder": ["Encoder", "encode", "load_encoder"],
         "export": ["export"],

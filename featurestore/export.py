@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 from featurestore import __version__
-from featurestore.analysis.features import END_LAYERS, captured
+from featurestore.analysis.features import captured
+from featurestore.analysis.sets import END_LAYERS
 from featurestore.corpus.manifest import COLUMNS
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.files import replacing

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_WITH_LIBRARIES = 250_000_000  # bytes of a process that has imported what an analysis needs
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def cores() -> int:
@@ -13,6 +19,40 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; the most it ever took where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _WITH_LIBRARIES
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def freeing_at_once() -> Iterator[None]:
+    """Give arrays back to the system when they are freed, which glibc else does not do.
+
+    It keeps up to 64 MB for each thread that has freed arrays of less than 32 MB; afterwards, it
+    may again. Other C libraries do what they do.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, 32 << 20)  # where glibc's own choice ends
+        set_option(_TRIM_THRESHOLD, 64 << 20)
 
 
 @functools.cache

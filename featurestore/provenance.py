@@ -13,7 +13,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,7 +226,11 @@ def _versions() -> dict[str, str]:
 
 
 def record_results(
-    folder: str | os.PathLike[str], files: Sequence[Path], provenance: Provenance
+    folder: str | os.PathLike[str],
+    files: Sequence[Path],
+    provenance: Provenance,
+    *,
+    instead_of: Collection[str] = (),
 ) -> Path:
     """Add files to the `provenance.json` of their folder; what it says of others stays.
 
@@ -234,6 +238,8 @@ def record_results(
         folder: of the results.
         files: results, already written.
         provenance: of all of them.
+        instead_of: names of earlier results that these replace. Those that are not written again
+            are deleted, unless they were changed since.
 
     Returns:
         The file's path.
@@ -247,6 +253,12 @@ def record_results(
         for file in files:
             name = file.relative_to(folder).as_posix()
             found[name] = {"sha256": _sha256(file), **provenance.facts}
+        written = {file.relative_to(folder).as_posix() for file in files}
+        for name in sorted(set(instead_of) & set(found) - written):
+            old = Path(folder) / name
+            if old.exists() and _sha256(old) == found[name]["sha256"]:
+                old.unlink()
+                del found[name]
         values = {"format": _FORMAT, "version": _VERSION, "files": dict(sorted(found.items()))}
         with replacing(path) as temporary:
             text = json.dumps(values, indent=1, ensure_ascii=False, default=str)

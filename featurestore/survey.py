@@ -169,7 +169,7 @@ def read_headers(manifest: pd.DataFrame, tick: Callable[[float], None]) -> Heade
                 tick(1)
             first += len(block)
             # Threads hide the waiting for a disk or a network; where there is none, headers in the
-            # page cache, they wait for one another, and one alone takes half the time.
+            # page cache, they wait for one another, and one alone is sooner done.
             waits = waits or time.perf_counter() - began > 2 * (time.thread_time() - busy)
             size = _BLOCK if waits else min(2 * size, _BLOCK)
     return Headers(rates, samples, problems)

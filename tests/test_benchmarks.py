@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import importlib.util
@@ -363,3 +364,56 @@ def test_parts_of_a_training_step_are_timed(
     for row in rows:
         assert all(positive(row[name]) for name in ("ours_ms", "theirs_ms", "ratio"))
         assert row["part"] in printed
+
+
+def test_permutations_are_measured_beside_scikit_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from featurestore.benchmarks import permutations
+
+    small = ["--utterances=300", "--speakers=3", "--layers=2", "--units=32", "--permutations=20"]
+    report = tmp_path / "report.json"
+    permutations.main(
+        [*small, "--memory=1000", "--repeats=1", f"--store={tmp_path}", f"--json={report}"]
+    )
+    facts = json.loads(report.read_text())
+    assert list(tmp_path.iterdir()) == [report]  # the store is gone
+    assert 50e6 < facts["peak_bytes"] < 1000e6
+    assert facts["plain"]["fits"] == 3 * 11 * 2 * 21
+    assert facts["columns"]["fits"] == 3 * 11
+    for side in ("plain", "columns"):
+        assert facts[side]["measured_fits"] == 2 * 2
+        scale = facts[side]["fits"] / 4
+        assert facts[side]["whole_s"] == pytest.approx(scale * facts[side]["measured_s"][0])
+        assert facts[side]["ratio"] == pytest.approx(facts[side]["whole_s"] / facts["ours_s"][0])
+    assert [row["permutations"] for row in facts["rows"]] == [20] * 6
+    assert all(one["difference"] < 1e-8 for one in facts["agreements"])
+    printed = capsys.readouterr().out
+    assert "extrapolated" in printed
+    assert "Peak of the limited process" in printed
+    assert "without a limit" in printed
+
+
+def test_permutations_that_disagree_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurestore.benchmarks import permutations
+
+    size = permutations.Size(utterances=120, speakers=3, layers=2, units=8)
+    scale = permutations.Scale(size, 3, memory_mb=1000, folds=3, penalties=1, repeats=1)
+    table = permutations.write_store(tmp_path / "store", size)
+    assert fs.verify(tmp_path / "store").sound
+    assert table["speaker"].value_counts().nunique() > 1
+    corpus = permutations.read_corpus(tmp_path / "store", scale)
+    penalties = np.array([10.0])
+    permutations.check_permuted(corpus, range(3), penalties)
+    original = permutations.Ridge
+    monkeypatch.setattr(permutations, "Ridge", lambda penalty: original(1.0001 * penalty))
+    with pytest.raises(DisagreementError, match="all permutations"):
+        permutations.check_permuted(corpus, range(3), penalties)
+    wrong = {"measure": "mse", "penalty": 10.0, "observed": 0.5}
+    rows = [{"target": target, **wrong} for target in permutations.TARGETS]
+    with pytest.raises(DisagreementError, match="of the labels"):
+        permutations.check_observed(corpus, rows)
+    with pytest.raises(FeatureStoreError, match="allow more, or use fewer"):
+        permutations.run_ours(tmp_path / "store", dataclasses.replace(scale, memory_mb=100))

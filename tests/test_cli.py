@@ -25,7 +25,14 @@ COMMANDS = (
     ("upgrade",),
     ("export",),
     ("correlate",),
+    ("map",),
     ("evaluate",),
+    ("trace",),
+    ("report",),
+    ("study",),
+    ("study", "init"),
+    ("study", "run"),
+    ("study", "reproduce"),
     ("audit-precision",),
     ("results",),
     ("finetune",),
@@ -74,7 +81,7 @@ def store(corpus: Path) -> Path:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_has_an_example(command: tuple[str, ...]) -> None:
     done = run(*command, "--help")
-    assert "Example:" in done.stdout or not command or command == ("weights",)
+    assert "Example:" in done.stdout or command in ((), ("weights",), ("study",))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -88,9 +95,9 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.partition("MODULES")[2].split())
     heavy = {
-        "dask", "fast_ctc_decode", "flax", "jax", "jiwer", "joblib", "librosa", "matplotlib",
-        "numpy", "onnx", "onnxruntime", "opensmile", "optax", "orbax", "pandas", "pyarrow",
-        "scipy", "sklearn", "soundfile", "torch", "xarray", "zarr",
+        "dask", "fast_ctc_decode", "flax", "jax", "jinja2", "jiwer", "joblib", "librosa",
+        "matplotlib", "numpy", "onnx", "onnxruntime", "opensmile", "optax", "orbax", "pandas",
+        "plotly", "pyarrow", "scipy", "sklearn", "soundfile", "torch", "xarray", "zarr",
     }  # fmt: skip
     assert "featurestore.cli.app" in modules
     assert not heavy & modules

@@ -25,6 +25,7 @@ from synthetic import write_corpus
 
 import featurestore as fs
 from featurestore import distribution
+from featurestore.analysis.scores import summarise
 from featurestore.columns import Clock, Rows, Work
 from featurestore.distribution import Columns, cluster, make_column
 from featurestore.errors import FeatureStoreError, StoreError
@@ -450,7 +451,7 @@ def test_analyses_read_on_the_workers(local: Path, address: str, tmp_path: Path)
         table = fs.evaluate(store, targets=("arousal",), features=5)
         return [
             fs.correlate(store, target="arousal", view="gcu"),
-            fs.analysis.regression.summarise(table),
+            summarise(table),
         ]
 
     here = results()

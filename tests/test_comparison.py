@@ -17,8 +17,11 @@ from synthetic import write_corpus
 
 import featurestore as fs
 from featurestore.analysis.comparison import COLUMNS, compare, rows_of
-from featurestore.analysis.regression import concordance, joint_moments, pooled_concordance, r2
-from featurestore.analysis.ridge import PENALTIES, fit_ridge, ridge_leave_one_speaker_out
+from featurestore.analysis.folds import one_out
+from featurestore.analysis.models import FeatureSet
+from featurestore.analysis.regression import leave_out
+from featurestore.analysis.ridge import PENALTIES, fit_ridge
+from featurestore.analysis.scores import concordance, joint_moments, pooled_concordance, r2
 from featurestore.encoder import load_encoder
 from featurestore.errors import AnalysisError
 from featurestore.report.comparisons import markdown_comparison, write_comparison
@@ -46,6 +49,7 @@ def results(
                     "feature_set": name,
                     "target": target,
                     "fold": f"s{speaker}",
+                    "speaker": f"s{speaker}",
                     "n_train": 100,
                     "n_test": len(truth),
                     "n_features": 3,
@@ -67,6 +71,7 @@ def one(rows: pd.DataFrame, measure: str, target: str = "arousal") -> pd.Series:
     return row
 
 
+RIDGE = FeatureSet("", "network", model="ridge")
 A, B = results("a", noise=0.4, seed=1), results("b", noise=0.6, seed=2)
 
 
@@ -139,6 +144,71 @@ def test_many_speakers_are_swapped_at_random_and_the_same_way_each_time() -> Non
         (a["mse"] - b["mse"],), np.mean, permutation_type="samples", n_resamples=2000, rng=1
     )
     assert one(rows, "mse")["p"] == pytest.approx(sign.pvalue, abs=0.05)
+
+
+def dz(differences: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Cohen's d of paired samples."""
+    return differences.mean(axis=axis) / differences.std(axis=axis, ddof=1)
+
+
+def test_signed_ranks_and_effect_are_those_of_the_speakers_differences() -> None:
+    a = results("a", noise=0.4, seed=1, speakers=14)
+    b = results("b", noise=0.6, seed=2, speakers=14)
+    rows = compare(a, b)
+    for measure in ("mse", "ccc"):
+        row, apart = one(rows, measure), (a[measure] - b[measure]).to_numpy()
+        assert row["wilcoxon_p"] == pytest.approx(stats.wilcoxon(a[measure], b[measure]).pvalue)
+        assert row["effect"] == pytest.approx(dz(apart), rel=1e-12)
+        # t is the effect times the root of the number of speakers
+        paired = stats.ttest_rel(a[measure], b[measure])
+        assert row["effect"] * np.sqrt(14) == pytest.approx(paired.statistic)
+        drawn = stats.bootstrap((apart,), dz, rng=np.random.default_rng(5), method="BCa")
+        interval = drawn.confidence_interval
+        near = 0.06 * (interval.high - interval.low)
+        found = (row["effect_low"], row["effect_high"])
+        assert found == pytest.approx((interval.low, interval.high), abs=near)
+        assert row["effect_low"] < row["effect"] < row["effect_high"]
+    of_all = one(rows, "ccc_pooled")  # no value per speaker
+    assert of_all[["wilcoxon_p", "effect", "effect_low", "effect_high"]].isna().all()
+    wide = one(compare(a, b, confidence=0.99), "mse")
+    assert wide["effect_low"] < one(rows, "mse")["effect_low"]
+
+
+def test_the_effect_mirrors_and_does_not_depend_on_the_unit() -> None:
+    there, back = one(compare(A, B), "mse"), one(compare(B, A), "mse")
+    assert there["effect"] == -back["effect"]
+    assert there["wilcoxon_p"] == back["wilcoxon_p"]
+    assert there["effect_low"] == pytest.approx(-back["effect_high"], rel=0.1)
+    percent = one(compare(A.assign(mse=100 * A["mse"]), B.assign(mse=100 * B["mse"])), "mse")
+    names = ["wilcoxon_p", "effect", "effect_low", "effect_high"]
+    assert percent[names].tolist() == pytest.approx(there[names].tolist())
+
+
+def test_two_speakers_have_an_effect_without_an_interval() -> None:
+    a, b = A.iloc[:2], B.iloc[:2]
+    row = one(compare(a, b), "mse")
+    apart = (a["mse"] - b["mse"]).to_numpy()
+    assert row["effect"] == pytest.approx(dz(apart))
+    assert row["wilcoxon_p"] == pytest.approx(stats.wilcoxon(apart).pvalue)
+    assert math.isnan(row["effect_low"])
+    assert math.isnan(row["effect_high"])
+    alone = one(compare(a.iloc[:1], b.iloc[:1]), "mse")
+    assert math.isnan(alone["effect"])
+    assert math.isnan(alone["wilcoxon_p"])
+
+
+def test_equal_differences_have_no_effect_size() -> None:
+    a = A.assign(mse=0.5 + np.arange(7) / 8)
+    row = one(compare(a, a.assign(mse=a["mse"] - 0.25)), "mse")
+    assert row["difference"] == 0.25
+    assert (row["low"], row["high"]) == pytest.approx((0.25, 0.25))
+    assert row[["wilcoxon_p", "effect", "effect_low", "effect_high"]].isna().all()
+    assert row["p"] == pytest.approx(2 / 2**7)
+    # Two values among three speakers: some speakers' differences have no spread without another.
+    few = A.iloc[:3].assign(mse=[1.0, 1.0, 2.0])
+    row = one(compare(few, few.assign(mse=0.5)), "mse")
+    assert row["effect"] == pytest.approx(dz(np.array([0.5, 0.5, 1.5])))
+    assert row["effect_low"] <= row["effect"] <= row["effect_high"]
 
 
 def test_order_of_folds_does_not_matter_and_sides_mirror() -> None:
@@ -249,16 +319,17 @@ def test_ridge_equals_a_grid_search_over_speakers(width: int) -> None:
 
 def test_ridge_folds_learn_nothing_from_the_speaker_held_out() -> None:
     X, y, speakers = features()
-    folds = list(ridge_leave_one_speaker_out(X, y=y, speakers=speakers))
-    assert [fold.speaker for fold in folds] == sorted(set(speakers))
+    folds = list(leave_out(RIDGE, X=X, Y=y[:, None], speakers=speakers, splits=one_out(speakers)))
+    assert [fold.split.name for fold in folds] == sorted(set(speakers))
     damaged, wrong = X.copy(), y.copy()
     damaged[speakers == "s2"] *= 1e3
     wrong[speakers == "s2"] = 1e6
-    (again,) = ridge_leave_one_speaker_out(X, y=wrong, speakers=speakers, only=["s2"])
+    third = one_out(speakers)[2:3]
+    (again,) = leave_out(RIDGE, X=X, Y=wrong[:, None], speakers=speakers, splits=third)
     np.testing.assert_array_equal(again.predicted, folds[2].predicted)
     mask = speakers != "s2"
     model = fit_ridge(damaged[mask], y=wrong[mask], speakers=speakers[mask])
-    np.testing.assert_array_equal(model.predict(X[~mask]), folds[2].predicted)
+    np.testing.assert_array_equal(model.predict(X[~mask]), folds[2].predicted[:, 0])
 
 
 def test_ridge_of_one_speaker_or_one_utterance() -> None:
@@ -299,8 +370,8 @@ def test_trained_against_random_weights(
     X = pooled["gate"].sel(statistic="mean").to_numpy().reshape(12, -1)
     y, speakers = pooled["valence"].to_numpy(), pooled["speaker"].to_numpy().astype(str)
     expected = [
-        float(np.mean((fold.predicted - y[fold.test]) ** 2))
-        for fold in ridge_leave_one_speaker_out(X, y=y, speakers=speakers)
+        float(np.mean((fold.predicted[:, 0] - y[fold.split.test]) ** 2))
+        for fold in leave_out(RIDGE, X=X, Y=y[:, None], speakers=speakers, splits=one_out(speakers))
     ]
     ridge = rows[rows["feature_set"] == "all units, ridge (random:1)"]
     found = ridge[ridge["target"] == "valence"].sort_values("fold")["mse"]

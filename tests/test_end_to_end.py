@@ -10,7 +10,7 @@ import pytest
 from conftest import shared
 
 import featurestore as fs
-from featurestore.analysis.regression import summarise
+from featurestore.analysis.scores import summarise
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,11 @@ from tuning_corpus import corpus
 
 import featurestore as fs
 from featurestore.analysis.comparison import rows_of
-from featurestore.analysis.regression import COLUMNS, evaluate
-from featurestore.analysis.ridge import fit_ridge, ridge_leave_one_speaker_out
+from featurestore.analysis.folds import one_out
+from featurestore.analysis.models import FeatureSet
+from featurestore.analysis.regression import evaluate, leave_out
+from featurestore.analysis.ridge import fit_ridge
+from featurestore.analysis.scores import COLUMNS
 from featurestore.batching import Batch, Bucket
 from featurestore.errors import (
     AnalysisError,
@@ -295,14 +298,14 @@ def test_ridge_rows_are_those_of_the_stored_units(run: tuple[Finetuned, Path], s
     for target in SHORT.targets:
         known = np.isfinite(pooled[target].to_numpy())
         y = pooled[target].to_numpy()[known]
-        folds = ridge_leave_one_speaker_out(
-            X[known], y=y, speakers=pooled["speaker"].to_numpy().astype(str)[known]
-        )
+        who = pooled["speaker"].to_numpy().astype(str)[known]
+        ridge = FeatureSet("", "tiny", model="ridge")
+        folds = leave_out(ridge, X=X[known], Y=y[:, None], speakers=who, splits=one_out(who))
         rows = rows_of(found.results, found.names.ridge)
         rows = rows[rows["target"] == target].set_index("fold")
         for fold in folds:
-            mse = np.mean((fold.predicted - y[fold.test]) ** 2)
-            assert rows["mse"][fold.speaker] == pytest.approx(mse, rel=1e-3)
+            mse = np.mean((fold.predicted[:, 0] - y[fold.split.test]) ** 2)
+            assert rows["mse"][fold.split.name] == pytest.approx(mse, rel=1e-3)
 
 
 def test_results_are_a_table_with_its_caveats(run: tuple[Finetuned, Path], tmp_path: Path) -> None:

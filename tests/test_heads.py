@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_squared_error
 from tuning_corpus import corpus
 
-from featurestore.analysis.regression import concordance
 from featurestore.analysis.ridge import fit_ridge
+from featurestore.analysis.scores import concordance
 from featurestore.training.heads import label_loss, predict_pooled, ridge_head
 from featurestore.training.pooling import pool_frames
 from featurestore.training.tuning_config import POOLS

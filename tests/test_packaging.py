@@ -100,6 +100,9 @@ def test_the_wheel_installs_one_import_name(tmp_path: Path) -> None:
     assert tops <= {"featurestore", "kernels", "bin"}
     for name, content in shipped.items():
         assert (site / "featurestore" / "data" / name).read_bytes() == content, name
+    assets = Path("featurestore", "report", "assets")
+    for path in (ROOT / assets).glob("*.*"):
+        assert (site / assets / path.name).read_bytes() == path.read_bytes(), path.name
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import kernels, featurestore, featurestore.kernels, featurestore.cli\n"

@@ -27,7 +27,8 @@ from featurestore.analysis.precision import (
     int8_scale,
     rounding,
 )
-from featurestore.analysis.regression import evaluate, summarise
+from featurestore.analysis.regression import evaluate
+from featurestore.analysis.scores import summarise
 from featurestore.cli.app import app
 from featurestore.errors import AnalysisError, StoreError
 from featurestore.report.precision import markdown_precision, write_precision

@@ -142,7 +142,7 @@ def test_every_result_says_where_it_is_from(store: Path, tmp_path: Path) -> None
     assert held["overview.png"]["options"] == {"by": "speaker"}
     assert held["overview.png"]["views"] == [view]
     assert held["table1.csv"]["views"] == [view, other]
-    assert held["table1.csv"]["options"] == {"table": 1, "features": 5}
+    assert held["table1.csv"]["options"] == {"table": 1, "features": 5, "folds": "speaker"}
 
 
 def test_the_same_results_are_the_same_bytes(store: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_tables(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["table1.md", "table1.csv", "table1-folds.csv"]
     text = written[0].read_text(encoding="utf-8")
     header, ruler, *rest = text.splitlines()
-    assert header.count("|") == ruler.count("|") == 1 + 8
+    assert header.count("|") == ruler.count("|") == 1 + 10
     assert header.startswith("| Target | Features | MSE mean | MSE variance |")
     assert rest[0].startswith("| valence | train mean | ")
     assert "78 utterances, 5 speakers, 5 folds" in text
@@ -138,8 +138,10 @@ def test_undefined_cells_are_nan_and_explained(tmp_path: Path) -> None:
     results = evaluate(store, targets=("arousal",), features=5)
     text = markdown_table(results)
     row = next(line for line in text.splitlines() if "| 5 best" in line)
-    assert row == "| arousal | 5 best of all units | NaN | NaN | NaN | NaN | NaN | NaN |"
-    assert "5 best of all units, arousal: CCC is defined in 0 of 5 folds." in text
+    assert (
+        row == "| arousal | 5 best of all units | NaN | NaN | NaN | NaN | NaN | NaN | NaN | NaN |"
+    )
+    assert "5 best of all units, arousal: CCC is defined in 0 of 5 speakers." in text
     write_tables(results, tmp_path)
     assert "5 best of all units,NaN,NaN" in (tmp_path / "table1.csv").read_text()
     with pytest.raises(AnalysisError, match="no row"):

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 from scipy import stats
 
+from featurestore.analysis.pooling import bootstrap_interval
 from featurestore.errors import AnalysisError
 
 MEASURES = ("mse", "ccc", "ccc_pooled")
@@ -38,6 +39,10 @@ COLUMNS = (
     "confidence",
     "p",
     "exact",
+    "wilcoxon_p",
+    "effect",
+    "effect_low",
+    "effect_high",
 )
 
 _MOMENTS = (
@@ -75,9 +80,13 @@ def compare(
         all speakers' predictions together). first_value, second_value, difference (first - second);
         low and high, its bias-corrected and accelerated bootstrap interval over speakers (Efron
         1987); t_low and t_high, Student's t interval over speakers (NaN for ccc_pooled, which is no
-        mean over them); p, two-sided, of swapping the two at random within speakers: `exact` if all
-        2**speakers swaps were looked at. Speakers whose measure is undefined in either (a constant
-        label) do not count in it. Of a single speaker, only values and difference are known.
+        mean over them); p, two-sided, of swapping the two at random within speakers, which for the
+        means is a sign-flip test of the differences: `exact` if all 2**speakers swaps were looked
+        at; wilcoxon_p, of the signed-rank test; effect, the mean difference over the standard
+        deviation of the differences (Cohen's d of paired samples), with its bootstrap interval
+        effect_low to effect_high: these are NaN for ccc_pooled, which has
+        no value per speaker. Speakers whose measure is undefined in either (a constant label) do
+        not count in it. Of a single speaker, only values and difference are known.
 
     Raises:
         AnalysisError: the tables hold several feature sets, share no target, or differ in speakers
@@ -156,7 +165,7 @@ class _Folds:
 
 
 def _paired(tables: Sequence[pd.DataFrame]) -> _Folds:
-    indexed = [table.set_index("fold").sort_index() for table in tables]
+    indexed = [table.set_index("speaker").sort_index() for table in tables]
     for table in indexed:
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()][0]
@@ -206,7 +215,7 @@ def _difference(
 
     row: dict[str, Any] = {"measure": measure, "speakers": count, "exact": False}
     row |= dict.fromkeys(
-        ("first_value", "second_value", "difference", "low", "high", "t_low", "t_high", "p"),
+        [n for n in COLUMNS[COLUMNS.index("first_value") :] if n not in ("confidence", "exact")],
         math.nan,
     )
     if not count:
@@ -219,7 +228,9 @@ def _difference(
     rng = np.random.default_rng(seed)
     row["low"], row["high"] = _bootstrap(speakers, apart, confidence, resamples, rng)
     if measure != "ccc_pooled":
-        row["t_low"], row["t_high"] = _t_interval(apart(speakers[:, None]), confidence)
+        alone = apart(speakers[:, None])
+        row["t_low"], row["t_high"] = _t_interval(alone, confidence)
+        row |= _paired_tests(alone, confidence, resamples, rng)
     tested = stats.permutation_test(
         (speakers, speakers + offset),
         lambda a, b, axis: value(a, axis) - value(b, axis),
@@ -231,6 +242,35 @@ def _difference(
     )
     row["p"], row["exact"] = float(tested.pvalue), 2**count <= resamples
     return row
+
+
+def _paired_tests(
+    differences: NDArray[np.float64], confidence: float, resamples: int, rng: np.random.Generator
+) -> dict[str, float]:
+    """What else is said of differences, one per speaker."""
+    count = len(differences)
+    if np.ptp(differences) == 0:
+        return {}
+
+    def effect(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        spread = values.std(axis=-1, ddof=1)
+        return values.mean(axis=-1) / np.where(spread > 0, spread, np.nan)
+
+    found = {
+        "wilcoxon_p": float(stats.wilcoxon(differences).pvalue),
+        "effect": float(effect(differences)),
+    }
+    if count > 2:  # without one of two, there is no standard deviation
+        # In order, so that a resample of everybody is the same number and not nearly so.
+        drawn = np.sort(rng.integers(0, count, (resamples, count)), axis=1)
+        low, high = bootstrap_interval(
+            effect(differences[drawn]),
+            found=np.array(found["effect"]),
+            left_out=effect(np.stack([np.delete(differences, i) for i in range(count)])),
+            confidence=confidence,
+        )
+        found |= {"effect_low": float(low), "effect_high": float(high)}
+    return found
 
 
 def _batch(count: int, folds: _Folds) -> int:

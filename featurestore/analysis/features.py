@@ -1,15 +1,9 @@
-"""Labels, speakers and feature matrices of a store, joined by utterance id.
-
-Views of one store may hold different utterances in different orders (a file that openSMILE could
-not read, a view that was added later), so nothing here relies on positions.
-"""
+"""Labels and speakers of a store's utterances, and what the analyses ask of a store."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -17,11 +11,6 @@ from jaxtyping import Float64, Shaped
 from numpy.typing import NDArray
 
 from featurestore.errors import AnalysisError
-
-Source = Literal["gcu", "mfcc", "egemaps"]
-Layers = Literal["all", "first", "last"]
-
-END_LAYERS = 3  # "first" and "last" layers of the paper's second experiment
 
 _NOT_LABELS = frozenset({"id", "speaker", "utterance", "path", "sha256", "text"})
 
@@ -55,88 +44,6 @@ class Store(Protocol):
     def features(self, view: str) -> xr.DataArray:
         """Functionals over (utterance, feature)."""
         ...
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """One row of a table: which features a linear regression is given, and how.
-
-    Attributes:
-        name: as printed.
-        source: role of a view, "gcu" for that of any encoder; None predicts the mean of the
-            training targets.
-        layers: which layers of the network, for source "gcu".
-        best: how many features are selected inside each training fold; None keeps all.
-        clipped: scale to [0, 1] by the training fold's range and clip what lies outside it.
-    """
-
-    name: str
-    source: Source | None
-    layers: Layers = "all"
-    best: int | None = None
-    clipped: bool = False
-
-    def matrix(self, matrices: dict[Source, NDArray[Any]]) -> NDArray[Any]:
-        """(utterance, feature) features of this set; no column at all without a source."""
-        if self.source is None:
-            return np.empty((len(next(iter(matrices.values()))), 0), np.float32)
-        values = matrices[self.source]
-        if self.source == "gcu" and self.layers == "first":
-            values = values[:, :END_LAYERS]
-        elif self.source == "gcu" and self.layers == "last":
-            values = values[:, -END_LAYERS:]
-        return values.reshape(len(values), -1)
-
-
-def table_sets(table: int, *, best: int = 100) -> tuple[FeatureSet, ...]:
-    """Feature sets of the paper's Table 1 or 2, with the controls that it lacks.
-
-    Raises:
-        AnalysisError: `table` is neither 1 nor 2.
-    """
-    egemaps = (
-        FeatureSet("eGeMAPS", "egemaps"),
-        FeatureSet("eGeMAPS, clipped to the training range", "egemaps", clipped=True),
-    )
-    baseline = FeatureSet("train mean", None)
-    if table == 1:
-        neural = FeatureSet(f"{best} best of all units", "gcu", best=best)
-        return (baseline, neural, *egemaps, FeatureSet("MFCC mean + std", "mfcc"))
-    if table == 2:
-        return (
-            baseline,
-            FeatureSet(f"{best} best of first {END_LAYERS} layers", "gcu", "first", best),
-            FeatureSet(f"{best} best of last {END_LAYERS} layers", "gcu", "last", best),
-            FeatureSet(f"{best} best of all layers", "gcu", "all", best),
-            *egemaps,
-        )
-    raise AnalysisError(f"There is no table {table!r}: choose 1 or 2.")
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """Features of several views for the utterances that all of them hold, sorted by id.
-
-    Attributes:
-        table: coordinates over (utterance): id, speaker and labels.
-        matrices: (utterance, *feature) per kind of view.
-    """
-
-    table: xr.Dataset
-    matrices: dict[Source, NDArray[Any]]
-
-    @property
-    def ids(self) -> Shaped[np.ndarray, " utterance"]:
-        """(utterance,) ids, ascending."""
-        return text_values(self.table, "id")
-
-    def take(self, keep: NDArray[np.bool_]) -> Aligned:
-        """The utterances where `keep` (utterance,) is true."""
-        rows = np.flatnonzero(keep)
-        return Aligned(
-            table=self.table.isel(utterance=rows),
-            matrices={source: values[rows] for source, values in self.matrices.items()},
-        )
 
 
 def utterance_table(data: xr.Dataset | xr.DataArray) -> xr.Dataset:
@@ -195,6 +102,29 @@ def label_values(
     return numbers
 
 
+def targets_by_missing(
+    data: xr.Dataset | xr.DataArray, targets: Sequence[str]
+) -> list[tuple[list[str], NDArray[np.bool_]]]:
+    """Targets that are known of the same utterances, which share their folds, and those.
+
+    Args:
+        data: anything with coordinates along utterance.
+        targets: numeric labels.
+
+    Raises:
+        AnalysisError: a target is no numeric label, or is missing everywhere.
+    """
+    found: dict[bytes, tuple[list[str], NDArray[np.bool_]]] = {}
+    for target in targets:
+        known = np.isfinite(label_values(data, target=target))
+        if not known.any():
+            raise AnalysisError(
+                f"Label {target!r} is missing for every utterance that is compared."
+            )
+        found.setdefault(known.tobytes(), ([], known))[0].append(target)
+    return list(found.values())
+
+
 def text_values(data: xr.Dataset | xr.DataArray, name: str) -> Shaped[np.ndarray, " utterance"]:
     """A text coordinate as unicode strings, "" where it is missing."""
     values = data.coords[name].values.tolist()
@@ -227,54 +157,6 @@ def known_speakers(
     return speakers
 
 
-def align(store: Store, *, views: dict[Source, str], capture: str | None) -> Aligned:
-    """Read the views once and join them by utterance id.
-
-    Speakers and labels are those of the first view. Utterances with a feature that is not finite
-    are left out, with a warning.
-
-    Args:
-        store: an open feature store.
-        views: name of the view to read per role; the first one carries the labels.
-        capture: capture point of the network; None is the view's first one.
-
-    Raises:
-        AnalysisError: the views share no utterance, or a view holds an id twice.
-    """
-    read = {source: _read(store, source, name, capture) for source, name in views.items()}
-    row_of = {source: _rows(ids, views[source]) for source, (ids, _, _) in read.items()}
-    shared = sorted(set.intersection(*(set(rows) for rows in row_of.values())))
-    if not shared:
-        counts = ", ".join(f"{views[source]} has {len(rows)}" for source, rows in row_of.items())
-        raise AnalysisError(
-            f"No utterance id is in every view ({counts}). Ingest the same manifest with all the "
-            "views that are to be compared."
-        )
-    take = {source: [rows[i] for i in shared] for source, rows in row_of.items()}
-    first = next(iter(views))
-    aligned = Aligned(
-        table=read[first][2].isel(utterance=take[first]),
-        matrices={source: read[source][1][take[source]] for source in views},
-    )
-    return _finite_only(aligned, views)
-
-
-def _read(
-    store: Store, source: Source, view: str, capture: str | None
-) -> tuple[list[str], NDArray[Any], xr.Dataset]:
-    """Ids, features (utterance, *feature) and utterance table of one view."""
-    if source == "egemaps":
-        array = store.features(view).transpose("utterance", ...)
-    else:
-        data = store.pooled(view)
-        wanted: Sequence[str] = ["mean"] if source == "gcu" else ["mean", "std"]
-        array = captured(data, capture if source == "gcu" else "mfcc", view=view)
-        array = array.sel(statistic=list(wanted)).transpose("utterance", "statistic", ...)
-        array = array.isel(statistic=0) if len(wanted) == 1 else array
-    table = utterance_table(array)
-    return text_values(table, "id").tolist(), np.asarray(array.values), table
-
-
 def captured(data: xr.Dataset, capture: str | None, *, view: str) -> xr.DataArray:
     """The variable `capture` of a pooled view, its first one for None.
 
@@ -290,29 +172,3 @@ def captured(data: xr.Dataset, capture: str | None, *, view: str) -> xr.DataArra
             f"Ingest with --capture {capture} to add it."
         )
     return data[capture]
-
-
-def _rows(ids: list[str], view: str) -> dict[str, int]:
-    rows = {i: row for row, i in enumerate(ids)}
-    if len(rows) != len(ids):
-        twice = next(i for row, i in enumerate(ids) if rows[i] != row)
-        raise AnalysisError(
-            f"Utterance id {twice!r} is twice in view {view!r}; ids must be unique to join views."
-        )
-    return rows
-
-
-def _finite_only(aligned: Aligned, views: dict[Source, str]) -> Aligned:
-    keep = np.ones(aligned.table.sizes["utterance"], dtype=bool)
-    for source, values in aligned.matrices.items():
-        finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-        if not finite.all():
-            first = aligned.ids[np.argmin(finite)]
-            warnings.warn(
-                f"{int((~finite).sum())} utterances of view {views[source]!r} have features that "
-                f"are not finite (the first is {first!r}); they are left out of every feature set.",
-                AnalysisWarning,
-                stacklevel=4,
-            )
-        keep &= finite
-    return aligned if keep.all() else aligned.take(keep)

@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 
 from featurestore.analysis.correlation import pearson, pick_statistic
 from featurestore.analysis.features import (
-    FeatureSet,
     captured,
     known_speakers,
     label_values,
     utterance_table,
 )
+from featurestore.analysis.folds import one_out
+from featurestore.analysis.models import FeatureSet
 from featurestore.analysis.moments import lazy_moments
-from featurestore.analysis.regression import leave_one_speaker_out, summarise
-from featurestore.analysis.ridge import fold_row
+from featurestore.analysis.regression import fold_rows, leave_out
+from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.progress import Tick, progress_bar
 from featurestore.types import NETWORK, FrameDtype
@@ -333,19 +334,13 @@ class _Question:
     def _scores(self, means: NDArray[np.float32], target: str) -> dict[str, float]:
         y = self.labels[target]
         rows = np.flatnonzero(~np.isnan(y))
-        X, y, speakers = means[rows].reshape(len(rows), -1), y[rows], self.speakers[rows]
-        best = FeatureSet(f"{self.best} best of all units", "gcu", best=self.best)
+        X, Y = means[rows].reshape(len(rows), -1), y[rows, None]
+        speakers = self.speakers[rows]
+        best = FeatureSet(f"{self.best} best of all units", NETWORK, best=self.best)
         folds = [
-            fold_row(
-                feature_set=best.name,
-                target=target,
-                speaker=fold.speaker,
-                truth=y[fold.test],
-                predicted=fold.predicted,
-                n_train=len(y) - len(fold.test),
-                n_features=fold.n_features,
-            )
-            for fold in leave_one_speaker_out(best, X=X, y=y, speakers=speakers)
+            row
+            for fold in leave_out(best, X=X, Y=Y, speakers=speakers, splits=one_out(speakers))
+            for row in fold_rows(fold, best.name, [target], Y, speakers)
         ]
         (row,) = summarise(pd.DataFrame(folds).assign(table=1)).to_dict("records")
         return {

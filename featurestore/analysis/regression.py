@@ -1,13 +1,12 @@
-"""Held-out prediction of labels from feature sets, leaving one speaker out at a time.
+"""Held-out prediction of labels from feature sets, leaving speakers out.
 
-Whatever is learned from data (selection, scaling, regression) is learned inside the training fold:
-each feature set is one scikit-learn pipeline that never sees the held-out speaker.
+Whatever is learned from data (selection, scaling, regression, a penalty) is learned inside the
+training fold: each feature set is one model that never sees the held-out speakers.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,47 +16,26 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64, Shaped
 from numpy.typing import NDArray
-from sklearn.dummy import DummyRegressor
-from sklearn.feature_selection import SelectKBest, r_regression
-from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import LeaveOneGroupOut
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
+from sklearn.exceptions import ConvergenceWarning
 
 from featurestore.analysis.features import (
-    Aligned,
     AnalysisWarning,
-    FeatureSet,
-    Source,
     Store,
-    align,
     known_speakers,
     label_values,
-    table_sets,
+    targets_by_missing,
     text_values,
 )
+from featurestore.analysis.folds import Split, make_folds
+from featurestore.analysis.models import FeatureSet, fit_predict, leak, table_sets
+from featurestore.analysis.scores import COLUMNS, fold_row
+from featurestore.analysis.sets import Joined, join, kind_of
+from featurestore.analysis.threads import side_by_side
 from featurestore.errors import AnalysisError
+from featurestore.progress import Tick, progress_bar
 from featurestore.types import NETWORK
 
 log = logging.getLogger(__name__)
-
-COLUMNS = (
-    "table",
-    "feature_set",
-    "target",
-    "fold",
-    "n_train",
-    "n_test",
-    "n_features",
-    "mse",
-    "ccc",
-    "r2",
-    "truth_mean",
-    "predicted_mean",
-    "truth_variance",
-    "predicted_variance",
-    "covariance",
-)
 
 
 def evaluate(
@@ -65,6 +43,8 @@ def evaluate(
     *,
     targets: Sequence[str] = ("valence", "arousal"),
     table: Literal[1, 2] = 1,
+    sets: Sequence[FeatureSet] | None = None,
+    folds: str = "speaker",
     view: str = NETWORK,
     capture: str | None = None,
     features: int = 100,
@@ -73,12 +53,13 @@ def evaluate(
     disagreement: str = "xxx",
     mfcc_view: str = "mfcc",
     egemaps_view: str = "egemaps",
+    progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Tables 1 and 2 of the paper: linear regression on feature sets, leave one speaker out.
+    """Predict labels of held-out speakers: the paper's Tables 1 and 2, or any feature sets.
 
     All sets are compared on the same utterances: those that every view holds and whose target is
-    known. Two rows exist for eGeMAPS. The plain one is the paper's; in the other, features are
-    scaled by the training fold's range and clipped to it, because a single speaker recorded far
+    known. Two rows of the tables exist for eGeMAPS. The plain one is the paper's; in the other,
+    features are clipped to the training fold's range, because a single speaker recorded far
     outside that range makes ordinary least squares extrapolate wildly and would condemn the
     feature set for what is a fault of the regression.
 
@@ -86,6 +67,9 @@ def evaluate(
         store: an open feature store.
         targets: numeric labels, each evaluated on its own.
         table: 1 compares the best of all units with eGeMAPS and MFCC; 2 the first and last layers.
+        sets: feature sets to compare instead of those of a table.
+        folds: "speaker" leaves one speaker out, "session" (or another column) one of these,
+            "speaker:K" one of K groups of speakers.
         view: name or kind of the network's view; "network" is the only one that there is.
         capture: capture point of the network whose mean over frames is used; the view's first one
             by default.
@@ -96,50 +80,70 @@ def evaluate(
         disagreement: its value where there was no majority ("xxx" in IEMOCAP).
         mfcc_view: name of the MFCC view, where a store has several.
         egemaps_view: name of the eGeMAPS view, where a store has several.
+        progress: whether to show a bar; None shows one on a terminal.
 
     Returns:
-        One row per feature set, target and fold: table, feature_set, target, fold (the held-out
-        speaker), n_train, n_test, n_features, mse (squared unit of the target), ccc, r2 (against
-        the held-out speaker's own mean), and the population moments of truth and prediction in the
-        fold, from which statistics over all folds together follow. Undefined values are NaN: ccc
-        and r2 of a single utterance or a constant label; everything, for a selection by a constant
-        target. `attrs` has "notes", a list of what was left out.
+        One row per feature set, target and held-out speaker: table ("own" for `sets`),
+        feature_set, target, fold (the speaker, unless folds are of several), speaker, n_train,
+        n_test, n_features (that the regression was given), mse (squared unit of the target), ccc,
+        r2 (against the held-out speaker's own mean), pearson, and the population moments of truth
+        and prediction, from which statistics over several speakers together follow. Undefined
+        values are NaN: ccc, r2 and pearson of a single utterance or a constant label; everything,
+        for a selection by a constant target. `attrs` has "notes", a list of what was left out.
 
     Raises:
-        AnalysisError: an unknown table, label, or capture; unknown speakers or fewer than two; no
-            utterance left; categories asked for that the store does not hold.
+        AnalysisError: an unknown table, set, label, or capture; unknown speakers or fewer than two;
+            folds that would share a speaker or a recording; no utterance left; categories asked
+            for that the store does not hold.
     """
     if features < 1:
         raise AnalysisError(f"features={features} selects nothing; give 1 or more.")
-    if isinstance(targets, str):
-        targets = (targets,)
-    sets, views, notes = _available(
-        table_sets(table, best=features), store, (view, mfcc_view, egemaps_view)
-    )
-    aligned = align(store, views=views, capture=capture)
-    if agreed_only or (agreed_only is None and table == 2):
-        aligned, note = _agreed(aligned, emotion_column, disagreement, required=bool(agreed_only))
+    targets = (targets,) if isinstance(targets, str) else targets
+    notes: list[str] = []
+    named = sets
+    if sets is None:
+        wanted = table_sets(
+            table, best=features, view=view, capture=capture, mfcc=mfcc_view, egemaps=egemaps_view
+        )
+        sets, notes = _available(wanted, store)
+    check_sets(sets)
+    # The network's view comes first: it carries the labels of a table's sets.
+    own = [] if named else [view + (f".{capture}" if capture else "")]
+    joined = join(store, [*own, *(s.features for s in sets)])
+    notes += joined.notes
+    if agreed_only or (agreed_only is None and table == 2 and named is None):
+        joined, note = _agreed(joined, emotion_column, disagreement, required=bool(agreed_only))
         notes += [note]
-    rows = [row for target in targets for row in _target_rows(aligned, sets, target)]
-    results = pd.DataFrame(rows, columns=list(COLUMNS[1:]))
-    results.insert(0, "table", table)
-    results.attrs["notes"] = notes
-    return results
+    with progress_bar(
+        "Held-out prediction", _work(joined, sets, targets, folds), unit="folds", show=progress
+    ) as tick:
+        rows = evaluate_joined(joined, sets=sets, targets=targets, folds=folds, tick=tick)
+    rows.insert(0, "table", table if named is None else "own")
+    rows.attrs["notes"] = notes + rows.attrs.get("notes", [])
+    return rows
 
 
-def _available(
-    sets: Sequence[FeatureSet], store: Store, names: tuple[str, str, str]
-) -> tuple[list[FeatureSet], dict[Source, str], list[str]]:
-    """Feature sets that the store can answer, the views they need, and notes on the others."""
-    kinds = store.kinds
-    views: dict[Source, str] = {"gcu": names[0]}
-    needed = {feature_set.source for feature_set in sets}
-    if "mfcc" in needed and "mfcc" in kinds:
-        views["mfcc"] = names[1]
-    if "egemaps" in needed and "egemaps" in kinds:
-        views["egemaps"] = names[2]
+def check_sets(sets: Sequence[FeatureSet]) -> None:
+    """Refuse two sets of one name, of which a table could not tell which is which."""
+    names = [one.name for one in sets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise AnalysisError(
+            f"Feature set {twice[0]!r} is there twice; names tell sets apart."
+            if twice
+            else "No feature set was given."
+        )
+
+
+def _available(sets: Sequence[FeatureSet], store: Store) -> tuple[list[FeatureSet], list[str]]:
+    """Feature sets that the store can answer, and notes on the others."""
+
+    def lacks(one: FeatureSet, kind: str) -> bool:
+        held = kind not in store.kinds
+        return one.features is not None and held and kind_of(one.features) == kind
+
     notes = []
-    if "egemaps" in needed and "egemaps" not in kinds:
+    if any(lacks(one, "egemaps") for one in sets):
         notes.append("The store has no eGeMAPS view, so its rows are absent.")
         warnings.warn(
             f"{notes[-1]} Ingest the same manifest again with --views network,mfcc,egemaps to add "
@@ -147,14 +151,14 @@ def _available(
             AnalysisWarning,
             stacklevel=3,
         )
-    return [s for s in sets if s.source is None or s.source in views], views, notes
+    return [s for s in sets if not lacks(s, "egemaps") and not lacks(s, "mfcc")], notes
 
 
 def _agreed(
-    aligned: Aligned, column: str, disagreement: str, *, required: bool
-) -> tuple[Aligned, str]:
+    joined: Joined, column: str, disagreement: str, *, required: bool
+) -> tuple[Joined, str]:
     """The utterances with a category that raters agreed on, and a note that says so."""
-    if column not in aligned.table.coords:
+    if column not in joined.table.coords:
         if required:
             raise AnalysisError(
                 f"No label {column!r} in this store, so agreement between raters is unknown; name "
@@ -162,230 +166,166 @@ def _agreed(
             )
         note = f"The store has no {column!r} label: all utterances are used, agreed on or not."
         log.warning(note)
-        return aligned, note
-    category = text_values(aligned.table, column)
+        return joined, note
+    category = text_values(joined.table, column)
     keep = (category != "") & (category != disagreement)
     if not keep.any():
         raise AnalysisError(
             f"No utterance has an agreed category: label {column!r} is always empty or "
             f"{disagreement!r}. Use agreed_only=False for all utterances."
         )
-    return aligned.take(keep), (
+    return joined.take(keep), (
         f"Only utterances with an agreed category: {int(keep.sum())} of {len(keep)}."
     )
 
 
-def _target_rows(
-    aligned: Aligned, sets: Sequence[FeatureSet], target: str
-) -> Iterator[dict[str, Any]]:
-    values = label_values(aligned.table, target=target)
-    known = np.isfinite(values)
-    if not known.any():
-        raise AnalysisError(f"Label {target!r} is missing for every utterance that is compared.")
-    speakers = known_speakers(aligned.table, of=known)[known]
-    held_out = np.unique(speakers)
-    if len(held_out) < 2:
-        raise AnalysisError(
-            f"Leaving one speaker out takes at least 2 speakers with a {target!r} label, here is "
-            f"{len(held_out)} ({held_out[0]!r}). Check the manifest's 'speaker' column."
-        )
-    aligned, y = aligned.take(known), values[known]
-    for feature_set in sets:
-        X = feature_set.matrix(aligned.matrices)
-        for fold in leave_one_speaker_out(feature_set, X=X, y=y, speakers=speakers):
-            yield {
-                "feature_set": feature_set.name,
-                "target": target,
-                "fold": fold.speaker,
-                "n_train": len(y) - len(fold.test),
-                "n_test": len(fold.test),
-                "n_features": fold.n_features,
-                "mse": float(np.mean((fold.predicted - y[fold.test]) ** 2)),
-                "ccc": concordance(y[fold.test], predicted=fold.predicted),
-                "r2": r2(y[fold.test], predicted=fold.predicted),
-                **joint_moments(y[fold.test], predicted=fold.predicted),
-            }
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Predictions for one held-out speaker.
-
-    Attributes:
-        speaker: who was held out.
-        test: (held_out,) rows of this speaker.
-        predicted: (held_out,) predictions, NaN where the training fold allows none.
-        n_features: number of features that the regression was given.
-    """
-
-    speaker: str
-    test: NDArray[np.int64]
-    predicted: Float64[np.ndarray, " held_out"]
-    n_features: int
-
-
-def leave_one_speaker_out(
-    feature_set: FeatureSet,
-    *,
-    X: Float[np.ndarray, " utterance feature"],
-    y: Float64[np.ndarray, " utterance"],
-    speakers: Shaped[np.ndarray, " utterance"],
-) -> Iterator[Fold]:
-    """Fit on all speakers but one and predict that one, for each in ascending order."""
-    width = X.shape[1]
-    best = width if feature_set.best is None else min(feature_set.best, width)
-    if feature_set.source is None:
-        X = np.zeros((len(y), 1))  # scikit-learn refuses a matrix without columns
-    for train, test in LeaveOneGroupOut().split(X, y, speakers):
-        if feature_set.best is not None and np.ptp(y[train]) == 0:
-            predicted = np.full(len(test), np.nan)  # no feature can be best for a constant
-        else:
-            model = pipeline(feature_set, width=width).fit(X[train], y[train])
-            predicted = np.asarray(model.predict(X[test]), np.float64)
-        yield Fold(str(speakers[test[0]]), test, predicted, best)
-
-
-def pipeline(feature_set: FeatureSet, *, width: int) -> Pipeline:
-    """The unfitted model of a feature set with `width` features: all that a fold may learn."""
-    if feature_set.source is None:
-        return make_pipeline(DummyRegressor(strategy="mean"))
-    steps: list[Any] = []
-    if feature_set.best is not None:
-        steps.append(SelectKBest(selection_scores, k=min(feature_set.best, width)))
-    # After the selection: float32 activations are widened where they are few.
-    steps.append(FunctionTransformer(_to_float64))
-    if feature_set.clipped:
-        steps.append(MinMaxScaler(clip=True))
-    return make_pipeline(*steps, LinearRegression())
-
-
-def _to_float64(X: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(X, np.float64)
-
-
-def selection_scores(
-    X: Float[np.ndarray, " utterance feature"], y: Float64[np.ndarray, " utterance"]
-) -> Float64[np.ndarray, " feature"]:
-    """Squared correlation of each feature with y; -inf for a constant one, never selected first.
-
-    The F value of scikit-learn's `f_regression` is r**2 / (1 - r**2) * (n - 2) and ranks features
-    the same way, but its one-pass variance cancels for features that hardly vary around a large
-    mean and makes noise of constant ones. So features are centred here, twice: their shift by the
-    first row is exact in float64.
-    """
-    X = np.asarray(X, np.float64) - np.asarray(X[0], np.float64)
-    X -= X.mean(axis=0)
-    y = y - y[0]
-    r = r_regression(X, y - y.mean(), center=False)
-    return np.where(np.ptp(X, axis=0) > 0, r**2, -np.inf)
-
-
-def concordance(
-    truth: Float64[np.ndarray, " utterance"], *, predicted: Float64[np.ndarray, " utterance"]
-) -> float:
-    """Lin's concordance correlation coefficient, with population moments (Lin 1989, Biometrics 45).
-
-    2 cov / (var truth + var predicted + (difference of means)^2), in [-1, 1]. NaN for fewer than
-    two utterances, a constant truth, or predictions that are not finite.
-    """
-    if len(truth) < 2 or np.ptp(truth) == 0 or not np.isfinite(predicted).all():
-        return math.nan
-    return _concordance(**joint_moments(truth, predicted=predicted))
-
-
-def _concordance(
-    truth_mean: float,
-    predicted_mean: float,
-    truth_variance: float,
-    predicted_variance: float,
-    covariance: float,
-) -> float:
-    apart = (truth_mean - predicted_mean) ** 2
-    return 2 * covariance / (truth_variance + predicted_variance + apart)
-
-
-def joint_moments(
-    truth: Float64[np.ndarray, " utterance"], *, predicted: Float64[np.ndarray, " utterance"]
-) -> dict[str, float]:
-    """Means, population variances and covariance of truth and prediction."""
-    # Shifted by the first value, so that a constant prediction has a covariance of exactly zero.
-    shifted = predicted - predicted[0]
-    return {
-        "truth_mean": float(truth.mean()),
-        "predicted_mean": float(predicted.mean()),
-        "truth_variance": float(truth.var()),
-        "predicted_variance": float(shifted.var()),
-        "covariance": float(np.mean((truth - truth.mean()) * (shifted - shifted.mean()))),
-    }
-
-
-def pooled_concordance(folds: pd.DataFrame) -> float:
-    """CCC of the predictions of several folds taken together, from the moments of each.
-
-    NaN where a fold has no predictions or the labels are all the same.
-    """
-    weight = (folds["n_test"] / folds["n_test"].sum()).to_numpy(np.float64)
-    truth, predicted = folds["truth_mean"].to_numpy(), folds["predicted_mean"].to_numpy()
-    truth_mean, predicted_mean = float(weight @ truth), float(weight @ predicted)
-    truth_off, predicted_off = truth - truth_mean, predicted - predicted_mean
-    truth_variance = float(weight @ (folds["truth_variance"] + truth_off**2))
-    if truth_variance == 0:
-        return math.nan
-    return _concordance(
-        truth_mean,
-        predicted_mean,
-        truth_variance,
-        float(weight @ (folds["predicted_variance"] + predicted_off**2)),
-        float(weight @ (folds["covariance"] + truth_off * predicted_off)),
+def _work(joined: Joined, sets: Sequence[FeatureSet], targets: Sequence[str], folds: str) -> int:
+    """Folds to be fitted in all."""
+    return sum(
+        len(sets) * len(make_folds(joined.table, scheme=folds, of=known)) * len(together)
+        for together, known in targets_by_missing(joined.table, targets)
     )
 
 
-def r2(
-    truth: Float64[np.ndarray, " utterance"], *, predicted: Float64[np.ndarray, " utterance"]
-) -> float:
-    """Coefficient of determination against the mean of `truth`, as `sklearn.metrics.r2_score`.
-
-    NaN for fewer than two utterances, a constant truth, or predictions that are not finite.
-    """
-    if len(truth) < 2 or np.ptp(truth) == 0 or not np.isfinite(predicted).all():
-        return math.nan
-    return float(1 - np.mean((truth - predicted) ** 2) / truth.var())
-
-
-def summarise(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean, variance and standard deviation over folds, one row per feature set and target.
+def evaluate_joined(
+    joined: Joined,
+    *,
+    sets: Sequence[FeatureSet],
+    targets: Sequence[str],
+    folds: str = "speaker",
+    tick: Tick = lambda amount: None,
+) -> pd.DataFrame:
+    """`evaluate` on features that are in memory: its rows without `table`.
 
     Args:
-        results: what `evaluate` returned.
+        joined: of all that the sets name.
+        sets: to compare.
+        targets: numeric labels.
+        folds: as in `evaluate`.
+        tick: is told of every fold and target.
 
-    Returns:
-        Rows in the order of `results`: table, feature_set, target, utterances (held out in all
-        folds together), folds, mse_mean, mse_variance, mse_std (ddof = 1 over folds; NaN as soon as
-        one fold's is), ccc_mean over the ccc_folds whose CCC is defined, ccc_pooled of all held-out
-        predictions together, r2_mean over r2_folds.
+    Raises:
+        AnalysisError: as `evaluate`.
     """
-    rows = []
-    keys = ["table", "feature_set", "target"]
-    for (table, name, target), folds in results.groupby(keys, sort=False):
-        mse = folds["mse"].to_numpy(np.float64)
-        variance = float(np.var(mse, ddof=1)) if len(mse) > 1 else math.nan
-        rows.append(
-            {
-                "table": table,
-                "feature_set": name,
-                "target": target,
-                "utterances": int(folds["n_test"].sum()),
-                "folds": len(folds),
-                "mse_mean": float(mse.mean()),
-                "mse_variance": variance,
-                "mse_std": math.sqrt(variance),
-                "ccc_mean": float(folds["ccc"].mean()),
-                "ccc_folds": int(folds["ccc"].notna().sum()),
-                "ccc_pooled": pooled_concordance(folds),
-                "r2_mean": float(folds["r2"].mean()),
-                "r2_folds": int(folds["r2"].notna().sum()),
-            }
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for together, known in targets_by_missing(joined.table, targets):
+        splits = make_folds(joined.table, scheme=folds, of=known)
+        if not known.all():
+            notes.append(
+                f"{', '.join(together)}: {int((~known).sum())} of {len(known)} utterances have no "
+                "label and are left out."
+            )
+        Y = np.stack([label_values(joined.table, target=t) for t in together], axis=1)
+        speakers = known_speakers(joined.table, of=known)
+        for one in sets:
+            X = joined.matrix(one.features)
+            for fold in leave_out(one, X=X, Y=Y, speakers=speakers, splits=splits, tick=tick):
+                rows += fold_rows(fold, one.name, together, Y, speakers)
+    order = {target: place for place, target in enumerate(targets)}
+    rows.sort(key=lambda row: order[row["target"]])
+    results = pd.DataFrame(rows, columns=list(COLUMNS[1:]))
+    results.attrs["notes"] = notes
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Predictions for held-out utterances.
+
+    Attributes:
+        split: which they are.
+        predicted: (held_out, target), NaN where the training fold allows none.
+        n_features: number of features that the regression was given.
+    """
+
+    split: Split
+    predicted: Float64[np.ndarray, "held_out target"]
+    n_features: int
+
+
+def leave_out(
+    feature_set: FeatureSet,
+    *,
+    X: Float[np.ndarray, "utterance feature"],
+    Y: Float64[np.ndarray, "utterance target"],
+    speakers: Shaped[np.ndarray, " utterance"],
+    splits: Sequence[Split],
+    tick: Tick = lambda amount: None,
+) -> list[Fold]:
+    """Fit on what is not held out and predict what is, for each split.
+
+    Args:
+        feature_set: the model.
+        X: features.
+        Y: labels, known wherever a split has a row.
+        speakers: who says the utterances.
+        splits: rows to train on and to predict.
+        tick: is told of every fold and target.
+    """
+    if feature_set.leaky:
+        return _leaking(feature_set, X, Y, speakers, splits, tick)
+    width = X.shape[1]
+    kept = min(feature_set.best or width, width) if feature_set.selects else width
+
+    def fold(split: Split) -> Fold:
+        predicted = fit_predict(
+            feature_set,
+            X=X[split.train],
+            Y=Y[split.train],
+            speakers=speakers[split.train],
+            held_out=X[split.test],
         )
-    summary = pd.DataFrame(rows)
-    summary.attrs = dict(results.attrs)
-    return summary
+        return Fold(split, predicted, kept)
+
+    with warnings.catch_warnings():  # here, since filters are those of all threads
+        warnings.simplefilter("ignore", ConvergenceWarning)  # PLS of a target without residual
+        return side_by_side(fold, splits, lambda: tick(Y.shape[1]))
+
+
+def _leaking(
+    feature_set: FeatureSet,
+    X: NDArray[Any],
+    Y: NDArray[np.float64],
+    speakers: NDArray[Any],
+    splits: Sequence[Split],
+    tick: Tick,
+) -> list[Fold]:
+    rows = np.union1d(splits[0].train, splits[0].test)
+    chosen = [leak(feature_set, X, y, rows) for y in Y.T]
+    targets = [
+        leave_out(honest, X=kept, Y=Y[:, [column]], speakers=speakers, splits=splits, tick=tick)
+        for column, (honest, kept) in enumerate(chosen)
+    ]
+    return [
+        Fold(
+            split,
+            np.concatenate([folds[i].predicted for folds in targets], axis=1),
+            targets[0][i].n_features,
+        )
+        for i, split in enumerate(splits)
+    ]
+
+
+def fold_rows(
+    fold: Fold,
+    feature_set: str,
+    targets: Sequence[str],
+    Y: Float64[np.ndarray, "utterance target"],
+    speakers: Shaped[np.ndarray, " utterance"],
+) -> Iterator[dict[str, Any]]:
+    """One row per target and held-out speaker of a fold: `COLUMNS` without the table."""
+    test = fold.split.test
+    for speaker in np.unique(speakers[test]):
+        own = np.flatnonzero(speakers[test] == speaker)
+        for column, target in enumerate(targets):
+            yield fold_row(
+                feature_set=feature_set,
+                target=target,
+                fold=fold.split.name,
+                speaker=str(speaker),
+                truth=Y[test[own], column],
+                predicted=fold.predicted[own, column],
+                n_train=len(fold.split.train),
+                n_features=fold.n_features,
+            )

@@ -9,20 +9,23 @@ the training fold.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import functools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
+from numpy.typing import NDArray
 from scipy import linalg
-from sklearn.model_selection import GroupKFold, LeaveOneGroupOut
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import RobustScaler, StandardScaler
 
-from featurestore.analysis.regression import Fold, concordance, joint_moments, r2
+from featurestore.analysis.threads import one_blas_thread
 
 PENALTIES = np.logspace(0, 6, 13)
-_INNER_FOLDS = 5
+INNER_FOLDS = 5
+# Below, more than nine of the sixteen digits are lost in the product of X with itself.
+_LEAST_INVERSE_CONDITION = 1e-9
+_LEAST_TO_CHOOSE = 1e-13  # three digits are enough to see which penalty is best
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +34,12 @@ class RidgeModel:
 
     Attributes:
         mean: (feature,) of the training utterances.
-        scale: (feature,) their population standard deviation, 1 for a constant feature.
-        coefficients: (feature,) per standard deviation.
+        scale: (feature,) their population standard deviation, 1 for a constant feature; or their
+            interquartile range.
+        coefficients: (feature,) per unit of the scale.
         intercept: prediction at the mean.
         penalty: the chosen factor of the squared coefficients, against a sum of squared errors.
+        limits: smallest and largest values (feature,) that features are clipped to, if they are.
     """
 
     mean: Float64[np.ndarray, " feature"]
@@ -42,12 +47,14 @@ class RidgeModel:
     coefficients: Float64[np.ndarray, " feature"]
     intercept: float
     penalty: float
+    limits: tuple[Float64[np.ndarray, " feature"], Float64[np.ndarray, " feature"]] | None = None
 
     def predict(
         self, X: Float[np.ndarray, "utterance feature"]
     ) -> Float64[np.ndarray, " utterance"]:
         """Predictions in the unit of the target."""
-        return ((X - self.mean) / self.scale) @ self.coefficients + self.intercept
+        clipped = X if self.limits is None else np.clip(X, *self.limits)
+        return ((clipped - self.mean) / self.scale) @ self.coefficients + self.intercept
 
 
 def fit_ridge(
@@ -57,109 +64,151 @@ def fit_ridge(
     speakers: Shaped[np.ndarray, " utterance"],
     penalties: Float64[np.ndarray, " penalty"] = PENALTIES,
 ) -> RidgeModel:
-    """Ridge on standardised features with the penalty of least squared error on unheard speakers.
+    """`fit_ridges` for one target.
 
     Args:
         X: features of the training utterances.
         y: their labels, all known.
+        speakers: who says them.
+        penalties: what to choose from, all above 0.
+    """
+    return fit_ridges(X, Y=y[:, None], speakers=speakers, penalties=penalties)[0]
+
+
+def fit_ridges(
+    X: Float[np.ndarray, "utterance feature"],
+    *,
+    Y: Float64[np.ndarray, "utterance target"],
+    speakers: Shaped[np.ndarray, " utterance"],
+    penalties: Float64[np.ndarray, " penalty"] = PENALTIES,
+    robust: bool = False,
+) -> list[RidgeModel]:
+    """Ridge on scaled features with the penalty of least squared error on unheard speakers.
+
+    Args:
+        X: features of the training utterances.
+        Y: their labels, all known.
         speakers: who says them. They are dealt into five groups (fewer with fewer speakers) that
             take turns in being held out; a single speaker's utterances are dealt one by one.
         penalties: what to choose from, all above 0.
+        robust: scale by interquartile ranges instead of standard deviations, and clip what is
+            predicted from to the range of what was fitted.
+
+    Returns:
+        One model per target, each with a penalty of its own.
     """
     X = np.asarray(X, np.float64)
-    groups = np.unique(speakers, return_inverse=True)[1]
-    if groups.max() == 0:
-        groups = np.arange(len(y))
-    errors = np.zeros(len(penalties))
+    groups = inner_groups(speakers)
+    errors = np.zeros((len(penalties), Y.shape[1]))
     if len(penalties) > 1 and groups.max() > 0:
-        splits = GroupKFold(min(_INNER_FOLDS, groups.max() + 1)).split(X, y, groups)
+        splits = GroupKFold(min(INNER_FOLDS, groups.max() + 1)).split(X, Y, groups)
         for train, held in splits:
-            scaler, coefficients, intercept = _path(X[train], y[train], penalties)
-            predicted = scaler.transform(X[held]) @ coefficients + intercept
-            errors += ((predicted - y[held, None]) ** 2).sum(axis=0)
-    chosen = float(penalties[np.argmin(errors)])
-    scaler, coefficients, intercept = _path(X, y, np.array([chosen]))
-    return RidgeModel(
-        mean=scaler.mean_,
-        scale=scaler.scale_,
-        coefficients=coefficients[:, 0],
-        intercept=intercept,
-        penalty=chosen,
-    )
+            path = _Path(X[train], Y[train], robust)
+            Z = path.scaled(X[held])
+            for row, penalty in enumerate(penalties):
+                coefficients = path.coefficients(penalty, _LEAST_TO_CHOOSE)
+                off = Z @ coefficients + path.intercept - Y[held]
+                errors[row] += (off**2).sum(axis=0)
+    chosen = [float(penalties[best]) for best in np.argmin(errors, axis=0)]
+    path = _Path(X, Y, robust)
+    fitted = {penalty: path.coefficients(penalty) for penalty in set(chosen)}
+    return [
+        RidgeModel(
+            mean=path.mean,
+            scale=path.scale,
+            coefficients=fitted[penalty][:, column],
+            intercept=float(path.intercept[column]),
+            penalty=penalty,
+            limits=path.limits,
+        )
+        for column, penalty in enumerate(chosen)
+    ]
 
 
-def _path(
-    X: Float64[np.ndarray, "utterance feature"],
-    y: Float64[np.ndarray, " utterance"],
-    penalties: Float64[np.ndarray, " penalty"],
-) -> tuple[StandardScaler, Float64[np.ndarray, "feature penalty"], float]:
-    """Scaler, coefficients for every penalty, and the intercept.
+def inner_groups(speakers: Shaped[np.ndarray, " utterance"]) -> Int64[np.ndarray, " utterance"]:
+    """Codes of speakers, over whom a choice is made; of utterances, where there is one speaker."""
+    groups = np.unique(speakers, return_inverse=True)[1].astype(np.int64)
+    return groups if groups.max() > 0 else np.arange(len(speakers))
 
-    The product of X with itself, on its smaller side, is decomposed once for all penalties, where
-    scikit-learn's `Ridge` would solve for each anew.
+
+class Spectrum:
+    """Ridge regressions of one matrix of products with any number of penalties.
+
+    The eigendecomposition takes about the time of the dozen Cholesky factorisations that there
+    would be, one for each penalty; but then a solution is one product, and the condition is known.
     """
-    scaler = StandardScaler().fit(X)
-    Z, intercept = scaler.transform(X), float(y.mean())
-    wide = Z.shape[1] > Z.shape[0]
-    values, vectors = linalg.eigh(Z @ Z.T if wide else Z.T @ Z, driver="evd")
-    right = y - intercept if wide else Z.T @ (y - intercept)
-    shrunk = (vectors.T @ right)[:, None] / (np.maximum(values, 0.0)[:, None] + penalties)
-    solved = vectors @ shrunk
-    return scaler, Z.T @ solved if wide else solved, intercept
+
+    def __init__(self, gram: Float64[np.ndarray, "n n"], *, overwrite: bool = False):
+        """Decompose a symmetric matrix, whose upper triangle counts.
+
+        Args:
+            gram: the matrix.
+            overwrite: whether its memory may be used; without, other threads may run meanwhile.
+        """
+        with one_blas_thread():
+            if overwrite:
+                # The transpose is Fortran's view of the same memory: nothing is copied.
+                found = linalg.eigh(gram.T, lower=True, driver="evd", overwrite_a=True)
+            else:
+                found = np.linalg.eigh(gram, UPLO="U")
+        self.vectors = found[1]
+        self.values = np.maximum(found[0], 0.0)  # what is less is rounding
+
+    def holds(self, penalty: float, least: float = _LEAST_INVERSE_CONDITION) -> bool:
+        """Whether the inverse condition of the matrix with this penalty is at least so much."""
+        return bool(self.values[0] + penalty > least * (self.values[-1] + penalty))
+
+    def shrunk(
+        self, rotated: Float64[np.ndarray, "n k"], penalty: float
+    ) -> Float64[np.ndarray, "n k"]:
+        """Solutions of right-hand sides, both turned into the basis of eigenvectors."""
+        return rotated / (self.values + penalty)[:, None]
 
 
-def ridge_leave_one_speaker_out(
-    X: Float[np.ndarray, "utterance feature"],
-    *,
-    y: Float64[np.ndarray, " utterance"],
-    speakers: Shaped[np.ndarray, " utterance"],
-    only: Collection[str] | None = None,
-) -> Iterator[Fold]:
-    """The folds of `regression.leave_one_speaker_out` with `fit_ridge` as the model.
+class _Path:
+    """Ridge regressions of the same data with several penalties.
 
-    Args:
-        X: features.
-        y: labels, all known.
-        speakers: who says the utterances.
-        only: held-out speakers to run; all by default.
+    The product of X with itself is made on its smaller side, and once, where scikit-learn's `Ridge`
+    makes it anew for each penalty.
     """
-    for train, test in LeaveOneGroupOut().split(X, y, speakers):
-        speaker = str(speakers[test[0]])
-        if only is None or speaker in only:
-            model = fit_ridge(X[train], y=y[train], speakers=speakers[train])
-            yield Fold(speaker, test, model.predict(X[test]), X.shape[1])
 
+    def __init__(
+        self,
+        X: Float64[np.ndarray, "utterance feature"],
+        Y: Float64[np.ndarray, "utterance target"],
+        robust: bool,
+    ):
+        # A regression with an intercept does not depend on what is subtracted, be it a median.
+        self.mean = X.mean(axis=0)
+        self.scale = (RobustScaler if robust else StandardScaler)().fit(X).scale_
+        self.limits = (X.min(axis=0), X.max(axis=0)) if robust else None
+        self.intercept = Y.mean(axis=0)
+        self.Z, self.Y = self.scaled(X), Y - self.intercept
+        self.wide = self.Z.shape[1] > self.Z.shape[0]
+        self.spectrum = Spectrum(self.Z @ self.Z.T if self.wide else self.Z.T @ self.Z)
+        right = self.Y if self.wide else self.Z.T @ self.Y
+        self.rotated = self.spectrum.vectors.T @ right
 
-def fold_row(
-    *,
-    feature_set: str,
-    target: str,
-    speaker: str,
-    truth: Float64[np.ndarray, " held_out"],
-    predicted: Float64[np.ndarray, " held_out"],
-    n_train: int,
-    n_features: int,
-) -> dict[str, Any]:
-    """What `evaluate` says of a feature set, a target and a fold: `regression.COLUMNS`, no table.
+    def scaled(self, X: Float64[np.ndarray, "row feature"]) -> Float64[np.ndarray, "row feature"]:
+        """Features of any rows as the regression is given them."""
+        clipped = X if self.limits is None else np.clip(X, *self.limits)
+        return (clipped - self.mean) / self.scale
 
-    Args:
-        feature_set: name, as printed.
-        target: the label.
-        speaker: who is held out.
-        truth: labels of the held-out utterances.
-        predicted: their predictions.
-        n_train: utterances that the model was fitted to.
-        n_features: it was given.
-    """
-    return {
-        "feature_set": feature_set,
-        "target": target,
-        "fold": speaker,
-        "n_train": n_train,
-        "n_test": len(truth),
-        "n_features": n_features,
-        "mse": float(np.mean((predicted - truth) ** 2)),
-        "ccc": concordance(truth, predicted=predicted),
-        "r2": r2(truth, predicted=predicted),
-        **joint_moments(truth, predicted=predicted),
-    }
+    def coefficients(
+        self, penalty: float, least: float = _LEAST_INVERSE_CONDITION
+    ) -> Float64[np.ndarray, "feature target"]:
+        """Per unit of each feature's scale."""
+        if not self.spectrum.holds(penalty, least):
+            left, sizes, right = self._singular
+            shrunk = sizes / (sizes**2 + penalty)
+            return right.T @ (shrunk[:, None] * (left.T @ self.Y))
+        solved = self.spectrum.vectors @ self.spectrum.shrunk(self.rotated, penalty)
+        return self.Z.T @ solved if self.wide else solved
+
+    @functools.cached_property
+    def _singular(self) -> tuple[NDArray[np.float64], ...]:
+        """Singular value decomposition of Z, which keeps the digits that its product loses.
+
+        It takes some ten times as long, hence only where it is needed.
+        """
+        return linalg.svd(self.Z, full_matrices=False, lapack_driver="gesdd")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,10 +14,13 @@ from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _HEADINGS = {"mse": "MSE", "ccc": "CCC", "ccc_pooled": "CCC pooled"}
-_DPI = 150
-_PER_INCH = 17  # characters of the footer, of 7 points
-_BETTER, _WORSE, _OPEN = "#1b6ca8", "#b5432a", "0.45"
+_DRAWN = ("mse", "ccc_pooled")
+_LONGEST = 34  # characters of a feature set's name beside a row
 
 
 def markdown_comparison(
@@ -30,32 +33,14 @@ def markdown_comparison(
         notes: caveats to print below.
         provenance: what the values were computed from, said in the last line.
     """
+    table = paper_table(rows)
     lines = [
-        "| Target | Measure | First | Second | First value | Second value | Difference "
-        "| Interval | p | Speakers |",
+        "| " + " | ".join(table.columns) + " |",
         "| :-- | :-- | :-- | :-- | --: | --: | --: | :-- | --: | --: |",
     ]
-    for row in rows.to_dict("records"):
-        cells = [
-            str(row["target"]),
-            _HEADINGS.get(row["measure"], row["measure"]),
-            str(row["first"]),
-            str(row["second"]),
-            f"{row['first_value']:.3f}",
-            f"{row['second_value']:.3f}",
-            f"{row['difference']:+.3f}",
-            f"{row['low']:+.3f} to {row['high']:+.3f}",
-            _probability(row["p"]),
-            str(row["speakers"]),
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    lines += [
-        "",
-        "Difference: first minus second, paired over held-out speakers; a negative one of MSE and "
-        "a positive one of CCC favour the first. Interval: "
-        f"{_level(rows)}, bootstrap over speakers (BCa). p: two-sided, swapping the two within "
-        "speakers. Not corrected for the number of comparisons.",
-    ]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |")
+    lines += ["", caption(rows)]
     if notes:
         lines += ["", *(f"- {note}" for note in dict.fromkeys(notes))]
     if provenance:
@@ -63,11 +48,47 @@ def markdown_comparison(
     return "\n".join(lines) + "\n"
 
 
+def paper_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences with intervals as text with three decimals, headed for readers.
+
+    Args:
+        rows: from `compare`, or several such tables concatenated.
+    """
+    return pd.DataFrame(
+        {
+            "Target": rows["target"].astype(str),
+            "Measure": [_HEADINGS.get(one, str(one)) for one in rows["measure"]],
+            "First": rows["first"].astype(str),
+            "Second": rows["second"].astype(str),
+            "First value": [f"{value:.3f}" for value in rows["first_value"]],
+            "Second value": [f"{value:.3f}" for value in rows["second_value"]],
+            "Difference": [f"{value:+.3f}" for value in rows["difference"]],
+            "Interval": [
+                f"{low:+.3f} to {high:+.3f}"
+                for low, high in zip(rows["low"], rows["high"], strict=True)
+            ],
+            "p": [probability(p) for p in rows["p"]],
+            "Speakers": rows["speakers"].astype(str),
+        }
+    )
+
+
+def caption(rows: pd.DataFrame) -> str:
+    """What the numbers of such a table are."""
+    return (
+        "Difference: first minus second, paired over held-out speakers; a negative one of MSE and "
+        "a positive one of CCC favour the first. Interval: "
+        f"{_level(rows)}, bootstrap over speakers (BCa). p: two-sided, swapping the two within "
+        "speakers. Not corrected for the number of comparisons."
+    )
+
+
 def _level(rows: pd.DataFrame) -> str:
     return " and ".join(f"{100 * one:g} %" for one in rows["confidence"].unique())
 
 
-def _probability(p: float) -> str:
+def probability(p: float) -> str:
+    """A p value with three decimals."""
     if p != p:
         return "NaN"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -130,53 +151,90 @@ def draw_comparison(
         notes: caveats printed below.
         provenance: what the values were computed from, said below and in text chunks.
     """
+    from featurestore.report.canvas import save
+
+    figure = comparison_figure(rows, notes=[*notes, *([provenance.footer] if provenance else [])])
+    save(figure, path, provenance.png if provenance else {})
+
+
+def comparison_figure(rows: pd.DataFrame, *, notes: Sequence[str] = ()) -> Figure:
+    """The figure that `draw_comparison` writes.
+
+    A dot is filled where the interval leaves out zero.
+
+    Args:
+        rows: from `compare`, or several such tables concatenated.
+        notes: printed below.
+    """
     from matplotlib.figure import Figure
 
+    from featurestore.report.canvas import DPI, footer, shortened
+
     targets = list(rows["target"].unique())
-    measures = [m for m in ("mse", "ccc_pooled") if (rows["measure"] == m).any()]
+    measures = [m for m in _DRAWN if (rows["measure"] == m).any()] or [*rows["measure"].unique()]
     pairs = list(dict.fromkeys(zip(rows["first"], rows["second"], strict=True)))
-    height = 1.1 + len(measures) * (0.65 + 0.27 * len(pairs))
-    figure = Figure(figsize=(3.2 + 3.4 * len(targets), height), dpi=_DPI, layout="constrained")
+    height = 1.1 + len(measures) * (0.65 + 0.34 * len(pairs))
+    figure = Figure(figsize=(3.2 + 3.4 * len(targets), height), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(measures), len(targets), squeeze=False, sharey=True, sharex="row")
     for line, measure in enumerate(measures):
         for column, target in enumerate(targets):
-            axes = grid[line][column]
             chosen = rows[(rows["target"] == target) & (rows["measure"] == measure)]
-            for row in chosen.to_dict("records"):
-                place = pairs.index((row["first"], row["second"]))
-                colour = _colour(row["low"], row["high"], lower_is_better=measure == "mse")
-                axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2)
-                axes.plot(row["difference"], place, "o", color=colour, markersize=5)
-            axes.axvline(0, color="0.25", linewidth=0.8)
-            axes.set_yticks(range(len(pairs)), [_plain(f"{a}\nvs {b}") for a, b in pairs])
-            axes.set_ylim(len(pairs) - 0.5, -0.5)
-            axes.tick_params(labelsize=7, length=2)
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            side = "lower is better" if measure == "mse" else "higher is better"
-            axes.set_xlabel(f"difference in {_HEADINGS[measure]} ({side})", fontsize=8)
+            most = reach(rows[rows["measure"] == measure])
+            _differences(grid[line][column], chosen, pairs, measure, most)
             if not line:
-                axes.set_title(_plain(str(target).capitalize()), loc="left", fontweight="bold")
+                grid[line][column].set_title(
+                    shortened(target), loc="left", fontsize=9, fontweight="bold"
+                )
     said = [
-        "Dots: first minus second, paired over held-out speakers. "
-        f"Lines: {_level(rows)} bootstrap intervals."
+        "Dots: first minus second, paired over held-out speakers; filled where the interval leaves "
+        f"out zero. Lines: {_level(rows)} bootstrap intervals. Triangles are farther out than "
+        "there is room."
     ]
-    said += [*notes, *([provenance.footer] if provenance else [])]
-    at = int(_PER_INCH * figure.get_figwidth())
-    lines = [line for text in said for line in textwrap.wrap(text, at)]
-    figure.supxlabel(_plain("\n".join(lines)), fontsize=7, x=0.01, ha="left", color="0.3")
-    with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        chunks = provenance.png if provenance else {}
-        figure.savefig(temporary, format="png", dpi=_DPI, facecolor="white", metadata=chunks)
+    footer(figure, "\n".join([*said, *notes]))
+    return figure
+
+
+def _differences(
+    axes: Axes, rows: pd.DataFrame, pairs: Sequence[tuple[Any, Any]], measure: str, most: float
+) -> None:
+    """Dots and intervals of one target and measure, one row per pair of feature sets."""
+    from featurestore.report.canvas import OPEN, open_frame, shortened
+
+    for row in rows.to_dict("records"):
+        place = pairs.index((row["first"], row["second"]))
+        colour = _colour(row["low"], row["high"], lower_is_better=measure == "mse")
+        ends = [min(max(row[end], -most), most) for end in ("low", "high")]
+        axes.plot(ends, [place, place], color=colour, linewidth=2)
+        inside = "white" if colour == OPEN else colour
+        beyond = abs(row["difference"]) > most
+        marker = ("<" if row["difference"] < 0 else ">") if beyond else "o"
+        at = math.copysign(most, row["difference"]) if beyond else row["difference"]
+        axes.plot(at, place, marker, color=colour, mfc=inside, markersize=5)
+    axes.axvline(0, color="0.25", linewidth=0.8, zorder=0)
+    names = [[shortened(name, most=_LONGEST) for name in pair] for pair in pairs]
+    axes.set_yticks(range(len(pairs)), [f"{first}\nvs {second}" for first, second in names])
+    axes.set_ylim(len(pairs) - 0.5, -0.5)
+    open_frame(axes, sides=("top", "right", "left"))
+    axes.tick_params(labelsize=7)
+    side = "lower is better" if measure == "mse" else "higher is better"
+    axes.set_xlabel(f"difference in {_HEADINGS.get(measure, measure)} ({side})", fontsize=8)
+
+
+def reach(rows: pd.DataFrame) -> float:
+    """How far an axis of differences goes: four times as far as half of the intervals do.
+
+    One comparison with a feature set that an outlier ruins would make the others points.
+    """
+    ends = rows[["low", "high", "difference"]].abs().max(axis=1).dropna()
+    if ends.empty:
+        return math.inf
+    return float(min(4 * ends.median(), ends.max())) or math.inf
 
 
 def _colour(low: float, high: float, *, lower_is_better: bool) -> str:
     """Blue where the first is better beyond the interval, red where worse, grey between."""
+    from featurestore.report.canvas import BETTER, OPEN, WORSE
+
     if not (low > 0 or high < 0):
-        return _OPEN
-    return _BETTER if (high < 0) == lower_is_better else _WORSE
-
-
-def _plain(text: str) -> str:
-    """Text as it is: a dollar sign in a name does not start a formula."""
-    return text.replace("$", r"\$")
+        return OPEN
+    return BETTER if (high < 0) == lower_is_better else WORSE

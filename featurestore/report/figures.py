@@ -7,37 +7,35 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from featurestore.analysis.correlation import chance_abs_r
 from featurestore.errors import AnalysisError
-from featurestore.files import replacing
 from featurestore.provenance import Provenance
+from featurestore.report.canvas import (
+    ACCENT,
+    BAR,
+    DPI,
+    LAYER_AXIS,
+    SEQUENTIAL,
+    colour_limit,
+    colours,
+    footer,
+    frame,
+    plain,
+    style_bar,
+    unit_map,
+)
+from featurestore.report.canvas import save as _save
 
-DPI = 150
 ALL = "all"  # group name of correlations over all utterances
-
-DIVERGING = "RdBu_r"  # red and blue stay apart under every common colour blindness
-SEQUENTIAL = "viridis"
-UNDEFINED = "0.72"  # grey
-ACCENT = "0.25"
-
-_LAYER_AXIS = "layer,  input \N{RIGHTWARDS ARROW} output"
-_MOST_LAYERS = 26  # whose names fit one under the other
-
-_PER_INCH = 15  # characters of the footer, of 8 points
-_LEGEND_WIDTH = 2.9  # inches, of what is undefined
 
 _FIRST = ("valence", "arousal")  # top to bottom, as in the paper
 
@@ -82,7 +80,7 @@ def heatmap(
     panels = {t: _one(correlations[t], group) for t in in_paper_order(list(correlations))}
     if not panels:
         raise AnalysisError("No correlations to draw; give at least one target.")
-    limit = _limit([panel["r"].values for panel in panels.values()])
+    limit = colour_limit([panel["r"].values for panel in panels.values()])
     figure = Figure(figsize=(11.5, 1.1 + 3.15 * len(panels)), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(6.2, 1))
     images, strongest = [], []
@@ -97,8 +95,8 @@ def heatmap(
     bar = figure.colorbar(images[0], ax=figure.axes, pad=0.012, aspect=42)
     ticks = (-limit, -limit / 2, 0.0, limit / 2, limit)
     bar.set_ticks(ticks, labels=[f"{tick:+.2g}" if tick else "0" for tick in ticks])
-    _style_bar(bar, "Pearson r")
-    figure.suptitle(_plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
+    style_bar(bar, "Pearson r")
+    figure.suptitle(plain(title or _title(next(iter(panels.values())), group)), fontsize=13)
     undefined = any(bool(np.isnan(panel["r"].values).any()) for panel in panels.values())
     _finish(figure, path, note, undefined, provenance)
 
@@ -140,21 +138,21 @@ def overview(
         axes = figure.add_subplot(1, len(panels), column + 1)
         image = axes.imshow(
             np.ma.masked_invalid(strengths[target]),
-            cmap=_colours(SEQUENTIAL),
+            cmap=colours(SEQUENTIAL),
             vmin=0,
             vmax=top,
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_title(_plain(target.capitalize()), loc="left", fontweight="bold")
+        axes.set_title(plain(target.capitalize()), loc="left", fontweight="bold")
         _layer_ticks(axes, panel)
         labels = _group_labels(panel, by)
         # Repeated only where a target has other numbers of utterances.
         _group_ticks(axes, labels if labels != shown else [], count=len(labels), height=height)
         shown = labels
     bar = figure.colorbar(image, ax=figure.axes, pad=0.015, aspect=8 * height)
-    _style_bar(bar, "mean |r| of the layer's units")
-    figure.suptitle(_plain(title or f"Strength of correlation per {by} and layer"), fontsize=13)
+    style_bar(bar, "mean |r| of the layer's units")
+    figure.suptitle(plain(title or f"Strength of correlation per {by} and layer"), fontsize=13)
     undefined = any(bool(np.isnan(values).any()) for values in strengths.values())
     hint = "Fewer utterances (n) give larger |r| by chance: compare rows of like n."
     _finish(figure, path, f"{note}\n{hint}" if note else hint, undefined, provenance)
@@ -181,12 +179,6 @@ def _one(data: xr.Dataset, group: str | None) -> xr.Dataset:
     return data.isel({by: names.index(str(group))})
 
 
-def _limit(values: Sequence[NDArray[Any]]) -> float:
-    """Largest |r|, rounded up to 0.1 so that the colour bar ends at a readable number."""
-    largest = max((float(np.abs(v[~np.isnan(v)]).max(initial=0)) for v in values), default=0.0)
-    return min(1.0, math.ceil(largest * 10) / 10) or 1.0
-
-
 def _strength(data: xr.Dataset) -> NDArray[np.float64]:
     """Mean |r| over units, NaN for a layer without any that is defined."""
     r = np.abs(data["r"].values)
@@ -198,36 +190,18 @@ def _strength(data: xr.Dataset) -> NDArray[np.float64]:
 
 def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last: bool) -> Any:
     r = panel["r"].values
-    image = axes.imshow(
-        np.ma.masked_invalid(r),
-        cmap=_colours(DIVERGING),
-        vmin=-limit,
-        vmax=limit,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-    )
-    names = _layer_names(panel)
-    _frame(axes)
-    step = math.ceil(len(names) / _MOST_LAYERS)
-    axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
-    for layer in range(1, len(names)):
-        if names[layer].rsplit("_", 1)[0] != names[layer - 1].rsplit("_", 1)[0]:
-            axes.axhline(layer - 0.5, color=ACCENT, linewidth=0.6)
-    units = r.shape[1]
-    axes.set_xticks(range(0, units, max(1, units // 8)))
+    image = unit_map(axes, r, limit, _layer_names(panel))
     if last:
         axes.set_xlabel("unit", fontsize=9)
-    axes.set_ylabel(_LAYER_AXIS, fontsize=9)
     n = int(panel["n"].values.max(initial=0))
-    axes.set_title(_plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
+    axes.set_title(plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
     return image
 
 
 def _layer_panel(axes: Axes, panel: xr.Dataset, *, first: bool, last: bool) -> tuple[float, Axes]:
     """Bars of mean |r| per layer; returns the largest value shown."""
     strength = _strength(panel)
-    axes.barh(range(len(strength)), np.nan_to_num(strength), height=0.72, color="#4c6a8a")
+    axes.barh(range(len(strength)), np.nan_to_num(strength), height=0.72, color=BAR)
     chance = chance_abs_r(int(panel["n"].values.max(initial=0)))
     if not math.isnan(chance):
         axes.axvline(chance, color=ACCENT, linestyle=":", linewidth=1.2, label="unrelated values")
@@ -243,22 +217,22 @@ def _layer_panel(axes: Axes, panel: xr.Dataset, *, first: bool, last: bool) -> t
 
 def _layer_names(data: xr.Dataset) -> list[str]:
     if "layer_name" in data.coords:
-        return [_plain(str(name)) for name in data["layer_name"].values]
+        return [plain(str(name)) for name in data["layer_name"].values]
     return [str(layer) for layer in range(data.sizes["layer"])]
 
 
 def _layer_ticks(axes: Axes, panel: xr.Dataset) -> None:
     names = _layer_names(panel)
-    _frame(axes)
+    frame(axes)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_xlabel(_LAYER_AXIS, fontsize=9)
+    axes.set_xlabel(LAYER_AXIS, fontsize=9)
 
 
 def _group_labels(panel: xr.Dataset, by: str) -> list[str]:
     """Names of groups with their numbers of utterances."""
     counts = panel["n"].transpose(by, "layer", "unit").values
     return [
-        _plain(f"{str(name)[:24]}  (n = {int(n.max(initial=0)):,})")
+        plain(f"{str(name)[:24]}  (n = {int(n.max(initial=0)):,})")
         for name, n in zip(panel[by].values, counts, strict=True)
     ]
 
@@ -278,23 +252,6 @@ def _title(panel: xr.Dataset, group: str | None) -> str:
     return f"{who}: how each unit ({what}) follows the labels"
 
 
-def _style_bar(bar: Any, label: str) -> None:
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8, length=2)
-    bar.outline.set_visible(False)
-
-
-def _frame(axes: Axes) -> None:
-    axes.tick_params(length=2, labelsize=8)
-    for spine in axes.spines.values():
-        spine.set_linewidth(0.6)
-        spine.set_color(ACCENT)
-
-
-def _colours(name: str) -> Any:
-    return matplotlib.colormaps[name].with_extremes(bad=UNDEFINED)
-
-
 def _finish(
     figure: Figure,
     path: str | os.PathLike[str],
@@ -303,39 +260,11 @@ def _finish(
     provenance: Provenance | None,
 ) -> None:
     """Write the figure with what has to be said below it and inside the file."""
+    grey = "undefined: constant values or n < 2" if undefined else ""
     if provenance is None:
-        _footer(figure, note, undefined)
+        footer(figure, note, undefined=grey)
         _save(figure, path)
     else:
-        _footer(figure, f"{note}\n{provenance.footer}" if note else provenance.footer, undefined)
+        said = f"{note}\n{provenance.footer}" if note else provenance.footer
+        footer(figure, said, undefined=grey)
         _save(figure, path, provenance.png)
-
-
-def _footer(figure: Figure, note: str | None, undefined: bool) -> None:
-    if undefined:
-        figure.legend(
-            handles=[Patch(color=UNDEFINED, label="undefined: constant values or n < 2")],
-            loc="outside lower right",
-            frameon=False,
-            fontsize=8,
-        )
-    if note:
-        # Neither cut off at the edge nor below the legend.
-        width = figure.get_figwidth() - (_LEGEND_WIDTH if undefined else 0)
-        at = int(width * _PER_INCH)
-        lines = [line for text in note.splitlines() for line in textwrap.wrap(text, at)]
-        figure.supxlabel(_plain("\n".join(lines)), fontsize=8, x=0.01, ha="left", color="0.3")
-
-
-def _plain(text: str) -> str:
-    """Text as it is: a dollar sign in a speaker's name does not start a formula."""
-    return text.replace("$", r"\$")
-
-
-def _save(
-    figure: Figure, path: str | os.PathLike[str], chunks: dict[str, str] | None = None
-) -> None:
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # Names in scripts that the font lacks are drawn as boxes; files and tables keep them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata=chunks)

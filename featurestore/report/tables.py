@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from featurestore.analysis.regression import summarise
+from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
@@ -19,9 +19,11 @@ _STATISTICS = {
     "MSE mean": "mse_mean",
     "MSE variance": "mse_variance",
     "MSE standard deviation": "mse_std",
+    "MSE over utterances": "mse_weighted",
     "CCC": "ccc_mean",
     "CCC pooled": "ccc_pooled",
     "R2": "r2_mean",
+    "Pearson": "pearson_mean",
 }
 
 
@@ -42,21 +44,23 @@ def _in_order_seen(values: pd.Series) -> pd.Series:
 
 def caption(results: pd.DataFrame) -> str:
     """What the numbers of a table are: utterances, speakers, folds, selection, moments."""
-    sentences = [f"Table {results['table'].iloc[0]}."]
+    number = str(results["table"].iloc[0])
+    sentences = [f"Table {number}."] if number.isdigit() else []
     for target, rows in results.groupby("target", sort=False):
-        folds = rows.drop_duplicates("fold")
-        count = len(folds)
+        speakers = rows.drop_duplicates("speaker")
         sentences.append(
-            f"{str(target).capitalize()}: {int(folds['n_test'].sum()):,} utterances, "
-            f"{count} speakers, {count} folds."
+            f"{str(target).capitalize()}: {int(speakers['n_test'].sum()):,} utterances, "
+            f"{len(speakers)} speakers, {rows['fold'].nunique()} folds."
         )
+    alone = bool((results["fold"] == results["speaker"]).all())
     sentences += [
-        "Linear regression, leaving one speaker out; selection and scaling are fitted inside each "
-        "training fold.",
-        "MSE in squared units of the label; variance and standard deviation over folds with "
-        "ddof = 1.",
-        "CCC (Lin 1989) and R2 (against the held-out speaker's own mean) are means over folds; CCC "
-        "pooled is that of all held-out predictions together.",
+        "Linear regression, ordinary least squares where no other is named, "
+        + ("leaving one speaker out" if alone else "leaving each fold's speakers out")
+        + "; selection, scaling and penalties are fitted inside each training fold.",
+        "MSE in squared units of the label: its mean over folds and over utterances; variance and "
+        "standard deviation over folds with ddof = 1.",
+        "CCC (Lin 1989), Pearson's r and R2 (against the held-out speaker's own mean) are means "
+        "over speakers; CCC pooled is that of all held-out predictions together.",
     ]
     return " ".join(sentences)
 
@@ -81,7 +85,7 @@ def markdown_table(
         cells = [_cell(value, bounded=b) for value, b in zip(row, bounded, strict=True)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", caption(results)]
-    remarks = [*_undefined(results), *results.attrs.get("notes", []), *notes]
+    remarks = [*undefined_means(results), *results.attrs.get("notes", []), *notes]
     if remarks:
         lines += ["", *(f"- {remark}" for remark in dict.fromkeys(remarks))]
     if provenance:
@@ -97,6 +101,8 @@ def write_tables(
     provenance: Provenance | None = None,
 ) -> list[Path]:
     """Write `table<N>.md`, `table<N>.csv` and `table<N>-folds.csv` for each table in `results`.
+
+    Tables that have a name instead of a number are `table-<name>.md`, and so on.
 
     Files are replaced whole: an interrupted run leaves no half of one.
 
@@ -121,10 +127,11 @@ def write_tables(
     written = []
     for number in results["table"].unique():
         rows = results[results["table"] == number]
+        stem = stem_of(number)
         contents = {
-            f"table{number}.md": markdown_table(rows, notes=notes, provenance=provenance),
-            f"table{number}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
-            f"table{number}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
+            f"{stem}.md": markdown_table(rows, notes=notes, provenance=provenance),
+            f"{stem}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
+            f"{stem}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
         }
         for name, text in contents.items():
             with replacing(folder / name) as temporary:
@@ -135,15 +142,20 @@ def write_tables(
     return written
 
 
-def _undefined(results: pd.DataFrame) -> list[str]:
-    """A remark for every mean over fewer folds than there are."""
+def stem_of(table: object) -> str:
+    """Of the files of a table, by its number or name."""
+    return f"table{table}" if str(table).isdigit() else f"table-{table}"
+
+
+def undefined_means(results: pd.DataFrame) -> list[str]:
+    """A remark for every mean over fewer speakers than there are."""
     remarks = []
     for record in summarise(results).to_dict("records"):
         for name in ("ccc", "r2"):
-            if record[f"{name}_folds"] < record["folds"]:
+            if record[f"{name}_folds"] < record["speakers"]:
                 remarks.append(
                     f"{record['feature_set']}, {record['target']}: {name.upper()} is defined in "
-                    f"{record[f'{name}_folds']} of {record['folds']} folds."
+                    f"{record[f'{name}_folds']} of {record['speakers']} speakers."
                 )
     return remarks
 

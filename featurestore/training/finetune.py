@@ -21,9 +21,9 @@ import pandas as pd
 from jaxtyping import Float64
 
 from featurestore.analysis.caveats import label_caveats, weights_caveats
-from featurestore.analysis.features import FeatureSet
-from featurestore.analysis.regression import COLUMNS, pipeline
-from featurestore.analysis.ridge import fit_ridge, fold_row
+from featurestore.analysis.models import FeatureSet, pipeline
+from featurestore.analysis.ridge import fit_ridge
+from featurestore.analysis.scores import COLUMNS, fold_row
 from featurestore.encoder import Encoder, load_encoder
 from featurestore.errors import AnalysisError, FeatureStoreError
 from featurestore.frontend import FrontEnd
@@ -37,6 +37,7 @@ from featurestore.training.utterances import (
     labelled,
     read_utterances,
 )
+from featurestore.types import NETWORK
 
 if TYPE_CHECKING:
     from featurestore.training.tuning import Tuner
@@ -245,7 +246,7 @@ def _linear(
         ridge = fit_ridge(X[rows], y=y[rows], speakers=data.speakers[rows])
         found[names.ridge][:, column] = ridge.predict(X[test])
         if np.ptp(y[rows]) > 0:
-            model = pipeline(FeatureSet(names.best, "gcu", best=best), width=width)
+            model = pipeline(FeatureSet(names.best, NETWORK, best=best), width=width)
             found[names.best][:, column] = model.fit(X[rows], y[rows]).predict(X[test])
     return found, counts
 

@@ -1,0 +1,189 @@
+"""A report as files for a paper: its figures as PNG and SVG, its tables as CSV and LaTeX."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import pandas as pd
+
+from featurestore.files import replacing
+from featurestore.report import comparisons, latex
+from featurestore.report.contents import Contents
+from featurestore.report.names import file_names
+from featurestore.report.tables import caption, long_table, stem_of, undefined_means
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
+Format = Literal["png", "svg"]
+
+_FORMATS: tuple[Format, ...] = ("png", "svg")
+_DPI = 200
+_SAID = ("state", "view", "featurestore")  # in PNG files; nothing that tells about our disks
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        data: all digits, for the CSV file.
+        paper: as it is set in LaTeX; None of one that does not fit a paper.
+        caption: of it.
+    """
+
+    data: pd.DataFrame
+    paper: pd.DataFrame | None = None
+    caption: str = ""
+
+
+def write_files(contents: Contents, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write every figure as PNG and SVG and every table as CSV, those for a paper also as LaTeX.
+
+    Files are replaced whole, and the same contents give the same bytes.
+
+    Args:
+        contents: of the report; what is empty in it gets no file.
+        folder: made where it is missing.
+
+    Returns:
+        The files written: `<stem>.csv` and `<stem>.tex` of `tables_of`, then `<stem>.png` and
+        `<stem>.svg` of `figures_of`. CSV files have NaN where a value is undefined.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    from featurestore.report.canvas import all_scripts, save
+
+    written = []
+    for stem, table in tables_of(contents).items():
+        texts = {"csv": table.data.to_csv(index=False, na_rep="NaN", lineterminator="\n")}
+        if table.paper is not None:
+            said = " ".join([table.caption, *contents.caveats])
+            texts["tex"] = latex.table(table.paper, caption=said, label=f"tab:{stem}")
+        for suffix, text in texts.items():
+            path = Path(folder) / f"{stem}.{suffix}"
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+            written.append(path)
+    facts = {key: contents.lineage[key] for key in _SAID if key in contents.lineage}
+    chunks = {f"featurestore.{key}": str(value) for key, value in facts.items()}
+    with all_scripts():
+        for stem, draw in figures_of(contents).items():
+            figure = draw()
+            for format in _FORMATS:
+                path = Path(folder) / f"{stem}.{format}"
+                inside = chunks if format == "png" else None
+                save(figure, path, inside, format=format, dpi=_DPI)
+                written.append(path)
+    return written
+
+
+def figures_of(contents: Contents) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure of a report, by the stem of its file.
+
+    Stems: `map-<target>`, `stability`, `confounds`, `layer-curves`, `comparisons`, `permutations`,
+    and `trace-<n>-<target>`, n from 1 in the order of `contents.traces`. Those without values are
+    left out.
+    """
+    from featurestore.report import drawings, model_drawings
+
+    mapped = set(contents.maps.get("target", ()))
+    found: dict[str, Callable[[], Figure]] = {
+        f"map-{target}": partial(drawings.draw_map, contents, target)
+        for target in contents.targets
+        if target in mapped
+    }
+    for name, table, draw in (
+        ("stability", contents.stability, drawings.draw_stability),
+        ("confounds", contents.confounds, drawings.draw_confounds),
+        ("layer-curves", contents.curves, model_drawings.draw_curves),
+        ("comparisons", contents.comparisons, model_drawings.draw_comparisons),
+        ("permutations", contents.permutations, model_drawings.draw_permutations),
+    ):
+        if not table.empty:
+            found[name] = partial(draw, contents)
+    for number, trace in enumerate(contents.traces):
+        found[f"trace-{number + 1}-{trace.target}"] = partial(
+            model_drawings.draw_trace, contents, number
+        )
+    return _safe(found)
+
+
+def tables_of(contents: Contents) -> dict[str, Table]:
+    """Each table of a report, by the stem of its file.
+
+    Stems: `table<n>` of the numbered result tables, `table-<name>` of the others, `folds` (all of
+    them, a row per fold), `comparisons`, `permutations`, `map-<target>`, `thresholds`, `stability`,
+    `confounds`, `curves`, `trends`, `speakers`, and `trace-<n>-<target>` (a row per frame). Empty
+    ones are left out.
+    """
+    found = {**_result_tables(contents.results), "folds": Table(contents.results)}
+    if not contents.comparisons.empty:
+        found["comparisons"] = Table(
+            contents.comparisons,
+            comparisons.paper_table(contents.comparisons),
+            comparisons.caption(contents.comparisons),
+        )
+    for name, said in _CAPTIONS.items():
+        table = getattr(contents, name)
+        found[name] = Table(table, table, said)
+    for target, rows in _by_target(contents.maps, contents).items():
+        found[f"map-{target}"] = Table(rows)
+    found["confounds"] = Table(contents.confounds)
+    found["curves"] = Table(contents.curves)
+    found["trends"] = Table(contents.trends, contents.trends, _TRENDS)
+    for number, trace in enumerate(contents.traces):
+        over_time = pd.DataFrame({"time_s": trace.time_s, "value": trace.values})  # noqa: PD011
+        found[f"trace-{number + 1}-{trace.target}"] = Table(over_time)
+    return _safe({stem: table for stem, table in found.items() if not table.data.empty})
+
+
+_CAPTIONS = {
+    "permutations": "What was observed, and mean and interval of the same measure after permuting "
+    "the labels.",
+    "speakers": "Speakers, with mean and standard deviation of their labels and the number of "
+    "utterances without one.",
+    "stability": "How alike a speaker's correlations are to those of the other speakers "
+    "(similarity), and how alike their reliability lets them be (ceiling).",
+    "thresholds": "Units that follow a label: defined ones, those with q < 0.05, those of them "
+    "also without what the covariates explain, and the r within speakers that the largest of all "
+    "units exceeds in 5 % of permutations.",
+}
+
+
+_TRENDS = (
+    "Change of the held-out CCC of single layers from the first to the last, along a straight line "
+    "fitted to each speaker's curve; mean over speakers with its bootstrap interval, and p of "
+    "Student's t and of Wilcoxon's signed ranks."
+)
+
+
+def _result_tables(results: pd.DataFrame) -> dict[str, Table]:
+    found: dict[str, Table] = {}
+    if results.empty:
+        return found
+    for name, rows in results.groupby("table", sort=False):
+        stem = stem_of(name)
+        values = long_table(rows)
+        # LaTeX numbers its tables itself.
+        said = [caption(rows).removeprefix(f"Table {name}. "), *undefined_means(rows)]
+        found[stem] = Table(values, values, " ".join(said))
+    return found
+
+
+def _by_target(table: pd.DataFrame, contents: Contents) -> dict[str, pd.DataFrame]:
+    if table.empty:
+        return {}
+    return {target: table[table["target"] == target] for target in contents.targets}
+
+
+def _safe(found: Mapping[str, T]) -> dict[str, T]:
+    stems = file_names(found)
+    return {stems[name]: value for name, value in found.items()}

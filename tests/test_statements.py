@@ -143,7 +143,7 @@ def test_sentences_of_speakers() -> None:
 
 def test_numbers_are_written_for_people() -> None:
     assert number(-0.5) == f"{MINUS}0.500"
-    assert number(-0.0) == "+0.000"
+    assert number(-0.0) == number(-0.0001) == "+0.000"
     assert number(0.12345, 2, signed=False) == "0.12"
     assert number(np.nan) == number(np.inf) == "undefined"
     assert (probability(0.0009), probability(0.001)) == ("p < 0.001", "p = 0.001")

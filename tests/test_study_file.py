@@ -26,7 +26,14 @@ from featurestore.study.config import (
 from featurestore.study.run import run_study
 from featurestore.study.sets import MEAN_OF_CONTROLS, RIDGE, check_own, listed_pairs, listed_sets
 from featurestore.study.template import write_template
-from featurestore.study.views import ViewFacts, control_views, in_view, main_view, views_of
+from featurestore.study.views import (
+    ViewFacts,
+    control_views,
+    in_view,
+    main_view,
+    mfcc_view,
+    views_of,
+)
 
 LEAST = 'store = "a.store"\noutput = "out"\n'
 MAIN = ViewFacts("gcu-1a2b", "gcu", "w" * 64, "default:x", ("gate", "skip"), ("a", "b"), True)
@@ -279,6 +286,20 @@ def test_the_view_that_a_study_is_about() -> None:
             main_view(named(MAIN, mfcc), asked)
     with pytest.raises(AnalysisError, match="it has: none"):
         main_view({}, "network")
+
+
+def test_the_mfcc_that_a_network_hears_is_its_control() -> None:
+    main = dataclasses.replace(MAIN, front_end="vctk")
+    own, other, double = (
+        ViewFacts(f"mfcc-{n}", "mfcc", front_end=front_end)
+        for n, front_end in enumerate(("vctk", "librosa", "vctk"))
+    )
+    assert mfcc_view(named(main, other), main) == "mfcc"  # the only one
+    assert mfcc_view(named(main, other, own), main) == "mfcc-0"
+    assert mfcc_view(named(main, own, double), main) == "mfcc"  # left to the store, which asks
+    found = listed_sets(AnalysisPlan(), main=main, controls=[], mfcc="mfcc-0")
+    asked = {one.feature_set.features for one in found if "MFCC" in one.feature_set.name}
+    assert asked == {"mfcc-0"}
 
 
 def test_controls_are_untrained_networks_of_the_same_make() -> None:

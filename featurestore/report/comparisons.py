@@ -60,11 +60,11 @@ def paper_table(rows: pd.DataFrame) -> pd.DataFrame:
             "Measure": [_HEADINGS.get(one, str(one)) for one in rows["measure"]],
             "First": rows["first"].astype(str),
             "Second": rows["second"].astype(str),
-            "First value": [f"{value:.3f}" for value in rows["first_value"]],
-            "Second value": [f"{value:.3f}" for value in rows["second_value"]],
-            "Difference": [f"{value:+.3f}" for value in rows["difference"]],
+            "First value": [f"{value:z.3f}" for value in rows["first_value"]],
+            "Second value": [f"{value:z.3f}" for value in rows["second_value"]],
+            "Difference": [f"{value:+z.3f}" for value in rows["difference"]],
             "Interval": [
-                f"{low:+.3f} to {high:+.3f}"
+                f"{low:+z.3f} to {high:+z.3f}"
                 for low, high in zip(rows["low"], rows["high"], strict=True)
             ],
             "p": [probability(p) for p in rows["p"]],

@@ -94,7 +94,7 @@ def _cell(column: str, value: Any) -> str:
             return str(int(number))
         if column == "p" and number < 0.001:
             return "< 0.001"
-        return f"{number:.3f}".replace("-0.000", "0.000")
+        return f"{number:z.3f}"
     return _MEASURES.get(str(value), str(value)) if column == "measure" else str(value)
 
 

@@ -69,7 +69,7 @@ def number(value: float, *, digits: int = 3, signed: bool = False, bounded: bool
     small = abs(value) < 10**-digits and not (signed or bounded)
     if value and (abs(value) >= 100_000 or small):
         return f"{value:.2e}".replace("-", "\u2212")
-    text = f"{value + 0.0:{'+' if signed else ''},.{digits}f}"
+    text = f"{value:{'+' if signed else ''}z,.{digits}f}"
     return text.replace("-", "\u2212")
 
 

@@ -173,4 +173,4 @@ def _cell(value: Any, *, bounded: bool = False) -> str:
         return "NaN"
     if abs(value) >= 10_000 or (0 < abs(value) < 0.001 and not bounded):
         return f"{value:.3e}"
-    return f"{value + 0.0:.3f}".replace("-0.000", "0.000")
+    return f"{value:z.3f}"

@@ -39,7 +39,7 @@ def number(value: float, digits: int = 3, *, signed: bool = True) -> str:
     """A value with a real minus sign."""
     if not math.isfinite(value):
         return "undefined"
-    return f"{value + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", _MINUS)
+    return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 
 def span(low: float, high: float) -> str:

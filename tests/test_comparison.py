@@ -211,6 +211,27 @@ def test_equal_differences_have_no_effect_size() -> None:
     assert row["effect_low"] <= row["effect"] <= row["effect_high"]
 
 
+def test_three_speakers_two_of_a_kind_have_no_effect_of_a_trillion() -> None:
+    for value in np.random.default_rng(0).normal(size=60):
+        few = A.iloc[:3].assign(mse=[value, value, 2 * value])
+        row = one(compare(few, few.assign(mse=0.5 * value)), "mse")
+        assert max(abs(row["effect_low"]), abs(row["effect_high"])) < 1e6
+
+
+def test_rounding_decides_neither_interval_nor_p() -> None:
+    rng = np.random.default_rng(0)
+    a = A.assign(ccc=rng.normal(size=7).round(2), mse=rng.uniform(1, 2, 7).round(2))
+    b = A.assign(ccc=rng.normal(size=7).round(2), mse=rng.uniform(1, 2, 7).round(2))
+    b.loc[[1, 4], "ccc"] = a.loc[[1, 4], "ccc"]  # swapping these makes no difference
+    expected = compare(a, b)
+    for _ in range(8):
+        near = [
+            t.assign(**{m: t[m] * (1 + 4e-16 * rng.integers(-2, 3, 7)) for m in ("mse", "ccc")})
+            for t in (a, b)
+        ]
+        pd.testing.assert_frame_equal(compare(*near), expected, rtol=1e-9)
+
+
 def test_order_of_folds_does_not_matter_and_sides_mirror() -> None:
     mixed = B.sample(frac=1, random_state=3)
     pd.testing.assert_frame_equal(compare(A, B), compare(A, mixed))

@@ -111,6 +111,27 @@ def test_features_that_nearly_follow_each_other_are_solved_by_qr(
     np.testing.assert_allclose(found.mse[:, 0, 0], mse, rtol=1e-7)
 
 
+@pytest.mark.parametrize("width", [6, 80])
+@pytest.mark.parametrize("value", [0.0, 1e-3, 0.3, 1.0])
+def test_a_unit_that_is_dead_in_all_but_one_speaker_is_scikit_learns(
+    value: float, width: int
+) -> None:
+    rng = np.random.default_rng(4)
+    who = np.repeat(np.arange(5), 20)
+    X = rng.normal(size=(100, width)).astype(np.float32)
+    Y = rng.normal(size=(100, 2)) + X[:, :2]
+    X[:, 3] = np.where(who == 2, rng.normal(value + 1, 1, 100), value)
+    X[:, 4] = np.where(who == 2, X[:, 4], np.float32(value + 1) + 1e-6 * X[:, 4])  # nearly dead
+    penalties = [1.0, 1000.0]
+    found = held(X, Y, who, penalties)
+    for row, penalty in enumerate(penalties):
+        for target in range(2):
+            model = make_pipeline(StandardScaler(), Ridge(penalty, solver="svd"))
+            mse, _ = oracle(model, X, Y[:, target], who)
+            # Of the nearly dead unit, the mean of 32-bit values is what all else depends on.
+            np.testing.assert_allclose(found.mse[:, row, target], mse, rtol=1e-6)
+
+
 def test_sums_are_those_of_the_kernel_in_any_blocks_and_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -204,6 +225,38 @@ def test_a_constant_label_has_no_p() -> None:
     assert flat.set_index("measure").loc[["ccc", "r2"], ["observed", "p"]].isna().all(axis=None)
 
 
+@pytest.mark.parametrize("value", [0.1, 3.3, 1e6])
+def test_a_constant_label_is_no_result_whatever_it_is(value: float) -> None:
+    data = store(signal=0.7).pooled("gcu").assign_coords(flat=("utterance", np.full(150, value)))
+    found = permutation_test(FakeStore(pooled={"gcu-1": data}), targets="flat", permutations=19)
+    found = found.set_index("measure")
+    assert found.loc["mse", "observed"] == 0
+    assert found.loc["mse", "p"] == 1
+    columns = ["observed", "null_mean", "null_low", "null_high", "p"]
+    assert found.loc[["ccc", "r2"], columns].isna().all(axis=None)
+
+
+def test_what_does_not_count_is_counted() -> None:
+    data = store(signal=0.7).pooled("gcu").load().copy(deep=True)
+    data["gate"][:, 3] = np.nan
+    data["arousal"][np.arange(150) % 6 == 1] = np.nan
+    less = data.isel(utterance=np.setdiff1d(np.arange(150), [3])).chunk(utterance=20)
+    options = {"targets": ("arousal", "valence"), "permutations": 5}
+    found = permutation_test(FakeStore(pooled={"gcu-1": data.chunk(utterance=31)}), **options)
+    expected = permutation_test(FakeStore(pooled={"gcu-1": less}), **options)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
+    counts = found.set_index("target")[["utterances", "speakers"]].drop_duplicates()
+    assert counts.loc["arousal"].tolist() == [124, 5]
+    assert counts.loc["valence"].tolist() == [132, 6]
+    notes = found.attrs["notes"]
+    assert "(the first is 'u0003')" in notes[0]
+    assert notes[1:3] == [
+        "arousal: 25 of 149 utterances have no label and are left out.",
+        "arousal: no label for 1 speakers: s1.",
+    ]
+    assert notes[3].startswith("valence: 17 of 149")
+
+
 @pytest.mark.parametrize("permutations", [0, 7, 40])
 def test_permutations_are_the_same_however_few_are_done_at_a_time(
     permutations: int, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +278,8 @@ def test_permutations_are_the_same_however_few_are_done_at_a_time(
     pd.testing.assert_frame_equal(whole, few, rtol=1e-9)
     assert at_once == [1 + permutations]
     assert one_by_one == ([17, 17, 9] if permutations == 40 else at_once)
+    if permutations == 7:  # fewer than are made together: they fit, or none do
+        assert run(10**9 + label_permutation._REST + 35_000)[1] == [8]
     with pytest.raises(AnalysisError, match=r"1\.03 GB are allowed: allow more, or use fewer"):
         run(10**9 + label_permutation._REST + 5_000)
 

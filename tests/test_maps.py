@@ -13,7 +13,7 @@ from scipy import stats
 
 from featurestore.analysis.confounds import by_layer, confound_map
 from featurestore.analysis.covariates import available, covariates
-from featurestore.analysis.features import utterance_table
+from featurestore.analysis.features import AnalysisWarning, utterance_table
 from featurestore.analysis.maps import correlation_maps
 from featurestore.analysis.pooling import false_discovery, pool_speakers
 from featurestore.errors import AnalysisError
@@ -89,7 +89,9 @@ def test_planted_truths_are_found_and_a_confound_is_rejected() -> None:
     others = found.maps[found.maps["target"] == "valence"]
     assert (others["q"].dropna() > 0.01).all()
     assert "valence: 1 of 400 utterances have no label." in found.notes
-    assert "1 units are constant within every speaker and have no correlation." in found.notes
+    for target in ("arousal", "valence"):
+        said = f"{target}: 1 units are constant within every speaker and have no correlation."
+        assert said in found.notes
 
 
 def test_a_map_is_what_scipy_numpy_and_statsmodels_say() -> None:
@@ -212,7 +214,7 @@ def test_what_is_undefined_is_nan_and_counted() -> None:
     found = correlation_maps(store, targets=("arousal", "constant"), partial=("duration",))
     row = at(found.maps, CAUSE)
     assert row["speakers"] == 1
-    assert row["n"] == 12
+    assert row["n"] == 10  # of the one speaker whose r counts
     assert np.isfinite([row["r"], row["low"], row["p"], row["r_within"], row["r_all"]]).all()
     assert np.isnan(row["i2"])
     assert any("fewer than 4 utterances" in note and "s2" in note for note in found.notes)
@@ -225,6 +227,7 @@ def test_what_is_undefined_is_nan_and_counted() -> None:
     assert dead[["r", "r_within", "r_between", "r_all", "q", "p_max"]].isna().all()
     threshold = found.thresholds.set_index("target").loc["constant"]
     assert (threshold["defined"], threshold["significant"]) == (0, 0)
+    assert np.isnan(threshold["threshold"])
 
 
 def test_stability_tells_shared_own_and_noisy_speakers_apart() -> None:
@@ -244,6 +247,7 @@ def test_stability_tells_shared_own_and_noisy_speakers_apart() -> None:
     assert found.loc["s6", "verdict"] == "own"
     assert found.loc["s7", "verdict"] == "noisy"
     assert (found.loc[[f"s{i}" for i in range(6)], "similarity"] > 0.9).all()
+    assert found.loc["s6", "n"] == each
     assert found.loc["s0", "label_sd"] == pytest.approx(y[:each].std(ddof=1))
     r = [
         [stats.pearsonr(mean[who == 0, i, j], y[who == 0])[0] for j in range(UNITS)]
@@ -251,6 +255,116 @@ def test_stability_tells_shared_own_and_noisy_speakers_apart() -> None:
     ]
     assert found.loc["s0", "mean_abs_r"] == pytest.approx(np.abs(r).mean(), rel=1e-5)
     assert found.loc["s0", "first_abs_r"] == pytest.approx(np.abs(r[:3]).mean(), rel=1e-5)
+
+
+def test_speakers_of_few_utterances_decide_nothing_about_the_others() -> None:
+    rng = np.random.default_rng(1)
+    sizes = np.array([40] * 5 + [2, 5, 0])
+    who = np.repeat(np.arange(8), sizes)
+    y = rng.normal(size=len(who))
+    mean = rng.normal(size=(len(who), LAYERS, 24)) + y[:, None, None] * rng.normal(
+        size=(LAYERS, 24)
+    )
+
+    def verdicts(rows: np.ndarray, unlabelled: int | None = None) -> pd.DataFrame:
+        labels = {"arousal": np.where(who[rows] == unlabelled, np.nan, y[rows])}
+        coords = coords_of(len(rows), speakers=[f"s{i}" for i in who[rows]], labels=labels)
+        one = FakeStore(pooled={"gcu-1": gcu_view(mean[rows], coords)})
+        found = correlation_maps(one, targets=("arousal",), partial=(), permutations=0)
+        return found.stability.set_index("speaker")
+
+    alone, all_of_them = verdicts(np.flatnonzero(who < 5)), verdicts(np.arange(len(who)))
+    many = [f"s{i}" for i in range(5)]
+    assert (all_of_them.loc[many, "verdict"] == "shared").all()
+    np.testing.assert_allclose(
+        all_of_them.loc[many, "similarity"], alone.loc[many, "similarity"], atol=0.03
+    )
+    assert (all_of_them.loc[["s5", "s6"], "verdict"] == "undefined").all()
+    assert np.isnan(all_of_them.loc["s5", "similarity"])  # every r of two utterances is 1
+    # Nobody to compare with, and nobody reliable.
+    assert verdicts(np.flatnonzero(who == 0))["verdict"].tolist() == ["undefined"]
+    mean[who == 1] = rng.normal(size=(40, LAYERS, 24))
+    two = verdicts(np.flatnonzero(who < 2))
+    assert two.loc["s1", "verdict"] == "noisy"
+    assert two.loc["s0", "verdict"] == ("undefined" if two.loc["s1", "reliability"] == 0 else "own")
+
+
+def test_features_that_are_not_finite_leave_their_utterance_out_and_say_so() -> None:
+    store = planted(speakers=6, each=20, signal=0.0)
+    data = store.pooled("gcu").load()
+    broken = data.copy(deep=True)
+    broken["gate"][:, 7] = np.inf
+    broken["gate"][:, 50, 2, 3] = np.nan
+    whole = FakeStore(pooled={"gcu-1": broken.chunk(utterance=13)}, features=store._features)
+    kept = np.setdiff1d(np.arange(120), [7, 50])
+    without = data.isel(utterance=kept).chunk(utterance=11)
+    less = FakeStore(pooled={"gcu-1": without}, features=store._features)
+    options = {"targets": ("arousal",), "partial": ("loudness",), "permutations": 19}
+    a, b = correlation_maps(whole, **options), correlation_maps(less, **options)
+    pd.testing.assert_frame_equal(a.maps, b.maps, rtol=1e-6)
+    pd.testing.assert_frame_equal(a.thresholds, b.thresholds, rtol=1e-9)
+    assert a.thresholds["threshold"].iloc[0] > 0
+    said = "2 utterances of view 'network' have features that are not finite"
+    assert a.notes[0].startswith(f"{said} (the first is 'u0007')")
+    with pytest.warns(AnalysisWarning, match="the first is 'u0007'"):
+        c = confound_map(whole, names=("loudness",))
+    pd.testing.assert_frame_equal(c, confound_map(less, names=("loudness",)), rtol=1e-6)
+
+
+def test_means_that_differ_by_rounding_have_no_correlation() -> None:
+    rng = np.random.default_rng(3)
+    who = np.repeat(np.arange(8), 12)
+    ratings = rng.normal(3, 1, 12)
+    same = np.concatenate([rng.permutation(ratings) for _ in range(8)])
+    centred = rng.normal(size=96)
+    for speaker in range(8):
+        centred[who == speaker] -= centred[who == speaker].mean()
+    labels = {"same": same, "centred": centred, "constant": np.full(96, 0.1)}
+    mean = rng.normal(size=(96, LAYERS, UNITS))
+    coords = coords_of(96, speakers=[f"s{i}" for i in who], labels=labels)
+    store = FakeStore(pooled={"gcu-1": gcu_view(mean, coords)})
+    maps = correlation_maps(store, targets=tuple(labels), partial=(), permutations=0).maps
+    assert maps["r_between"].isna().all()
+    constant = maps[maps["target"] == "constant"]
+    assert constant["r_all"].isna().all()
+    assert maps.loc[maps["target"] == "same", "r_all"].notna().all()
+
+
+def test_a_speaker_whom_covariates_leave_too_few_utterances_is_named() -> None:
+    store = planted(speakers=4, each=20)
+    data = store.pooled("gcu").isel(utterance=np.r_[:65])  # five of the last speaker
+    found = correlation_maps(
+        FakeStore(pooled={"gcu-1": data}, features=store._features),
+        targets=("arousal",), partial=("loudness", "duration", "f0"), permutations=0,
+    )  # fmt: skip
+    assert (
+        "arousal: 1 speakers with fewer than 4 utterances more than covariates do not count in the "
+        "partial map: s3."
+    ) in found.notes
+
+
+def test_units_that_hold_given_covariates_are_counted_among_those_that_held_before() -> None:
+    store = planted()
+    data, (_, y, _, loudness) = store.pooled("gcu").load(), arrays(store)
+    hidden = y - 0.8 * loudness - 1.25 * loudness  # follows arousal only given loudness
+    data["gate"][0, :, 4, 4] = hidden
+    one = FakeStore(pooled={"gcu-1": data.chunk(utterance=40)}, features=store._features)
+    found = correlation_maps(one, targets=("arousal",), partial=("loudness",), permutations=0)
+    maps, row = found.maps, found.thresholds.iloc[0]
+    both = (maps["q"] < 0.05) & (maps["partial_q"] < 0.05)
+    assert row["partial_significant"] == both.sum()
+    assert row["partial_significant"] == (maps["partial_q"] < 0.05).sum() - 1
+
+
+def test_a_covariate_that_nobody_has_explains_nothing() -> None:
+    store = planted(speakers=3, each=8)
+    data = store.pooled("gcu").assign_coords(age=("utterance", np.full(24, np.nan)))
+    one = FakeStore(pooled={"gcu-1": data}, features=store._features)
+    for names in (("age",), ("age", "duration")):
+        found = confound_map(one, names=names).set_index("covariate")
+        assert found.loc["age", ["r_within", "r_all"]].isna().all(axis=None)
+        assert (found.loc["age", "n"] == 0).all()
+    assert found.loc["duration", "r_all"].notna().sum() == LAYERS * UNITS - 1
 
 
 def test_the_confound_map() -> None:
@@ -308,6 +422,7 @@ def test_errors_name_the_way_out() -> None:
         ({"targets": ("mood",)}, "No label 'mood'"),
         ({"features": "gcu.gate[0:2]"}, "more or less"),
         ({"features": "gcu.mean + gcu.max"}, "more or less"),
+        ({"resamples": 0}, "resamples=0, permutations=1000; accepted"),
     ):
         with pytest.raises(AnalysisError, match=said):
             correlation_maps(store, **options)

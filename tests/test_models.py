@@ -17,7 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, RobustScaler, StandardSca
 from sklearn.svm import SVR
 
 from featurestore.analysis.folds import one_out
-from featurestore.analysis.models import FeatureSet, pipeline
+from featurestore.analysis.models import FeatureSet, fit_predict, pipeline
 from featurestore.analysis.regression import leave_out
 from featurestore.analysis.ridge import PENALTIES, Spectrum, fit_ridges
 from featurestore.analysis.scores import concordance, r2
@@ -144,6 +144,32 @@ def test_f_classif_selects_by_rounded_labels() -> None:
     X[:, 3] = 0.25
     assert np.isneginf(pipeline(classes, width=60).fit(X, y)["select"].scores_[3])
     assert np.isneginf(pipeline(classes, width=60).fit(X, y * 0 + 1)["select"].scores_).all()
+
+
+def test_labels_of_one_class_select_nothing() -> None:
+    X, y, who = data()
+    held_out, small = X[:5], 0.4 * (y - y.min()) / np.ptp(y)  # all round to 0
+    for select, predicts in (("f_classif", False), ("f_regression", True), ("pca", True)):
+        one = FeatureSet("", "x", 9, select)
+        found = fit_predict(one, X=X, Y=small[:, None], speakers=who, held_out=held_out)
+        assert np.isfinite(found).all() == predicts
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (1, 1, 1), (1, 2)])
+@pytest.mark.parametrize("model", ["ols", "ridge", "svr", "pls"])
+@pytest.mark.parametrize("select", ["none", "f_regression", "f_classif", "pca"])
+@pytest.mark.filterwarnings("ignore:y residual is constant", "ignore:invalid value")
+def test_folds_of_one_or_two_utterances_are_no_error(
+    sizes: tuple[int, ...], model: str, select: str
+) -> None:
+    rng = np.random.default_rng(0)
+    who = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    X, Y = rng.normal(size=(len(who), 6)).astype(np.float32), rng.normal(3, 2, (len(who), 1))
+    one = FeatureSet("", "x", None if select == "none" else 2, select, "standard", model)
+    for fold in leave_out(one, X=X, Y=Y, speakers=who, splits=one_out(who)):
+        assert fold.predicted.shape == (len(fold.split.test), 1)
+        if model == "pls" and len(fold.split.train) == 1:
+            assert np.isnan(fold.predicted).all()
 
 
 def test_robust_scaling_clips_to_the_training_range() -> None:

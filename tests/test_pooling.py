@@ -92,6 +92,22 @@ def test_false_discovery_is_that_of_statsmodels(p: list[float]) -> None:
         np.testing.assert_allclose(q[known], oracle, rtol=1e-12, atol=1e-300)
 
 
+def test_a_resample_that_is_the_statistic_up_to_rounding_is_neither_above_nor_below() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(6, 40))
+    rows = rng.integers(0, 6, (200, 6))
+    rows[:20] = [rng.permutation(6) for _ in range(20)]  # everybody, added up in another order
+    found, left_out = data.mean(axis=0), np.stack([np.delete(data, i, 0).mean(0) for i in range(6)])
+    drawn = data[rows].mean(axis=1)
+    expected = bootstrap_interval(drawn, found=found, left_out=left_out)
+    for shift in (-1e-15, 1e-15):
+        near = drawn.copy()
+        near[:20] = found * (1 + shift)
+        for a, b in zip(bootstrap_interval(near, found=found, left_out=left_out), expected,
+                        strict=True):  # fmt: skip
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
 def test_bootstrap_intervals_are_those_of_scipy() -> None:
     rng = np.random.default_rng(0)
     data = rng.exponential(size=(12, 3))

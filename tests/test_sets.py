@@ -74,6 +74,20 @@ def test_sums_are_joined_by_id_and_each_array_is_read_once() -> None:
     assert len(joined.blocks) == 5
 
 
+def test_views_that_overlap_leave_out_what_either_lacks() -> None:
+    store = corpus()
+    some = FakeStore(
+        pooled={"gcu-1": store.pooled("gcu").isel(utterance=slice(0, 50))},
+        features={"egemaps-v02": store.features("egemaps").isel(utterance=slice(0, 60))},
+    )
+    joined = join(some, ["gcu.mean + egemaps"])
+    held = {*some.pooled("gcu")["id"].values.tolist()}
+    heard = {*some.features("egemaps")["id"].values.tolist()}
+    left, both = len(held ^ heard), len(held | heard)
+    assert left > max(len(held), len(heard)) - len(held & heard)
+    assert joined.notes == (f"{left} of {both} utterances are not in every view and are left out.",)
+
+
 def test_names_that_are_not_in_the_store_are_errors() -> None:
     store = corpus()
     for expression, said in (

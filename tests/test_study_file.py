@@ -325,6 +325,15 @@ def test_a_network_is_its_own_control_in_no_arithmetic() -> None:
     assert control_views(named(main, fast, one), main) == [one]
 
 
+def test_controls_are_read_at_the_capture_of_the_network() -> None:
+    main = dataclasses.replace(MAIN, captures=("skip",))
+    control = random(3, "gcu-3")  # whose first capture is another one
+    found = listed_sets(AnalysisPlan(), main=main, controls=[control])
+    asked = {one.feature_set.name: one.feature_set.features for one in found}
+    assert asked[RIDGE] == "gcu-1a2b.skip.mean"
+    assert asked[f"{RIDGE} (random:3)"] == "gcu-3.skip.mean"
+
+
 def test_two_controls_of_one_source_have_two_names() -> None:
     same = [random(1, "tiny-a", weights_source="random:x"), random(2, "tiny-b", weights_source="random:x")]  # fmt: skip  # noqa: E501
     found = listed_sets(AnalysisPlan(), main=MAIN, controls=same)

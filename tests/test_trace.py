@@ -21,6 +21,7 @@ from sklearn.svm import SVR
 from synthetic import write_corpus
 
 import featurestore as fs
+from featurestore.analysis.features import AnalysisWarning
 from featurestore.analysis.folds import one_out
 from featurestore.analysis.models import FeatureSet
 from featurestore.analysis.regression import leave_out
@@ -167,6 +168,27 @@ def test_an_unlabelled_utterance_does_not_train(opened: tuple[fs.Store, str]) ->
     X = joined.matrix("mfcc.mean").astype(np.float64)
     model = fit_ridge(X[train], y=y[train], speakers=speakers[train].astype(str))
     assert found.pooled == pytest.approx(model.predict(X[:1])[0], rel=1e-9)
+
+
+def test_a_recording_under_two_names_trains_no_trace_of_itself(
+    manifest: pd.DataFrame, encoder: Encoder, tmp_path: Path
+) -> None:
+    u000, u001 = (manifest.set_index("id").loc[i] for i in ("u000", "u001"))
+    assert u000["speaker"] != u001["speaker"]
+    again = pd.concat(
+        [manifest, pd.DataFrame([{**u000, "id": "again", "speaker": u001["speaker"]}])],
+        ignore_index=True,
+    )
+    models = []
+    for name, table in (("once", manifest), ("twice", again)):
+        fs.ingest(table, tmp_path / name, encoder=encoder, views=("gcu",), captures=("gate",))
+        store = fs.open_store(tmp_path / name)
+        if name == "twice":
+            with pytest.warns(AnalysisWarning, match=r"1 utterances of other .*'again'"):
+                models += trace(store, ["u000"], targets=("valence",), audio=False)
+        else:
+            models += trace(store, ["u000"], targets=("valence",), audio=False)
+    np.testing.assert_array_equal(models[0].values, models[1].values)
 
 
 def test_the_picture_is_of_the_segment_alone(

@@ -7,8 +7,7 @@ and whose results are swapped, never utterances.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,19 +224,25 @@ def _difference(
     row["difference"] = row["first_value"] - row["second_value"]
     if count < 2 or not math.isfinite(row["difference"]):
         return row
+    # What is equal but for rounding counts as equal, on every processor.
+    unit = 1e-11 * max(abs(row["first_value"]), abs(row["second_value"]))
     rng = np.random.default_rng(seed)
-    row["low"], row["high"] = _bootstrap(speakers, apart, confidence, resamples, rng)
+    # In order, so that a resample of everybody is the same number and not nearly so.
+    drawn = np.sort(rng.integers(0, count, (resamples, count)), axis=1)
+    batch = _batch(count, folds)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        row["low"], row["high"] = _bootstrap(drawn, speakers, apart, confidence, batch)
     if measure != "ccc_pooled":
         alone = apart(speakers[:, None])
         row["t_low"], row["t_high"] = _t_interval(alone, confidence)
-        row |= _paired_tests(alone, confidence, resamples, rng)
+        row |= _paired_tests(alone, confidence, drawn, unit)
     tested = stats.permutation_test(
         (speakers, speakers + offset),
-        lambda a, b, axis: value(a, axis) - value(b, axis),
+        lambda a, b, axis: _rounded(value(a, axis) - value(b, axis), unit),
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
-        batch=_batch(count, folds),
+        batch=batch,
         rng=rng,
     )
     row["p"], row["exact"] = float(tested.pvalue), 2**count <= resamples
@@ -245,24 +250,26 @@ def _difference(
 
 
 def _paired_tests(
-    differences: NDArray[np.float64], confidence: float, resamples: int, rng: np.random.Generator
+    differences: NDArray[np.float64],
+    confidence: float,
+    drawn: Int64[np.ndarray, "resample speaker"],
+    unit: float,
 ) -> dict[str, float]:
     """What else is said of differences, one per speaker."""
-    count = len(differences)
-    if np.ptp(differences) == 0:
+    count, rounded = len(differences), _rounded(differences, unit)
+    if np.ptp(rounded) == 0:
         return {}
 
     def effect(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        spread = values.std(axis=-1, ddof=1)
-        return values.mean(axis=-1) / np.where(spread > 0, spread, np.nan)
+        # Where all are the same, the standard deviation is rounding.
+        spread = np.where(np.ptp(values, axis=-1) > 0, values.std(axis=-1, ddof=1), np.nan)
+        return values.mean(axis=-1) / spread
 
     found = {
-        "wilcoxon_p": float(stats.wilcoxon(differences).pvalue),
+        "wilcoxon_p": float(stats.wilcoxon(rounded).pvalue),
         "effect": float(effect(differences)),
     }
     if count > 2:  # without one of two, there is no standard deviation
-        # In order, so that a resample of everybody is the same number and not nearly so.
-        drawn = np.sort(rng.integers(0, count, (resamples, count)), axis=1)
         low, high = bootstrap_interval(
             effect(differences[drawn]),
             found=np.array(found["effect"]),
@@ -280,31 +287,25 @@ def _batch(count: int, folds: _Folds) -> int:
 
 
 def _bootstrap(
-    speakers: NDArray[np.int64],
-    statistic: Any,
+    drawn: Int64[np.ndarray, "resample speaker"],
+    speakers: Int64[np.ndarray, " speaker"],
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
     confidence: float,
-    resamples: int,
-    rng: np.random.Generator,
+    batch: int,
 ) -> tuple[float, float]:
-    """BCa interval; a percentile one where it is undefined, as of equal differences."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(
-            (speakers,),
-            statistic,
-            n_resamples=resamples,
-            batch=max(1, 1_000_000 // len(speakers)),
-            vectorized=True,
-            confidence_level=confidence,
-            method="BCa",
-            rng=rng,
-        )
-    low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high
-    tail = (1 - confidence) / 2
-    drawn = found.bootstrap_distribution
-    return float(np.nanquantile(drawn, tail)), float(np.nanquantile(drawn, 1 - tail))
+    """Interval of a statistic of speakers (..., speaker)."""
+    parts = [statistic(speakers[drawn[at : at + batch]]) for at in range(0, len(drawn), batch)]
+    low, high = bootstrap_interval(
+        np.concatenate(parts),
+        found=statistic(speakers),
+        left_out=statistic(np.stack([np.delete(speakers, i) for i in range(len(speakers))])),
+        confidence=confidence,
+    )
+    return float(low), float(high)
+
+
+def _rounded(values: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
+    return np.round(values / unit) * unit if unit else values
 
 
 def _t_interval(differences: NDArray[np.float64], confidence: float) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import pandas as pd
 
 from featurestore.analysis.correlation import chance_abs_r, group_codes
 from featurestore.analysis.covariates import available, covariates
-from featurestore.analysis.features import Store, utterance_table
+from featurestore.analysis.features import AnalysisWarning, Store, utterance_table
 from featurestore.analysis.moments import lazy_moments
 from featurestore.analysis.partial import across, within
-from featurestore.analysis.sets import one_block, read_block, unit_index
+from featurestore.analysis.sets import finite_block, unit_index
 from featurestore.types import NETWORK
 
 WITHIN, ALL = "within speakers", "all utterances"
@@ -44,7 +45,9 @@ def confound_map(
     Raises:
         AnalysisError: a name that is no covariate, or an unknown speaker.
     """
-    array = read_block(store, one_block(features))
+    array, left_out = finite_block(store, features)
+    for note in left_out:
+        warnings.warn(note, AnalysisWarning, stacklevel=2)
     table = utterance_table(array)
     names = available(store, table, without=without) if names is None else names
     found = covariates(store, table, names)

@@ -125,6 +125,28 @@ def targets_by_missing(
     return list(found.values())
 
 
+def unlabelled(table: xr.Dataset, targets: Sequence[str], *, known: NDArray[np.bool_]) -> list[str]:
+    """What is to be said of utterances, and of whole speakers, that have no label.
+
+    Args:
+        table: coordinates along utterance.
+        targets: labels that are known of the same utterances.
+        known: (utterance,) which these are.
+    """
+    if known.all():
+        return []
+    named = ", ".join(targets)
+    notes = [
+        f"{named}: {int((~known).sum())} of {len(known)} utterances have no label and are left out."
+    ]
+    if "speaker" in table.coords:
+        speakers = text_values(table, "speaker")
+        absent = sorted(set(speakers[~known]) - set(speakers[known]) - {""})
+        if absent:
+            notes.append(f"{named}: no label for {len(absent)} speakers: {', '.join(absent)}.")
+    return notes
+
+
 def text_values(data: xr.Dataset | xr.DataArray, name: str) -> Shaped[np.ndarray, " utterance"]:
     """A text coordinate as unicode strings, "" where it is missing."""
     values = data.coords[name].values.tolist()

@@ -23,8 +23,9 @@ from featurestore.progress import Tick
 
 Triangles = Callable[[], Sequence[NDArray[np.float64]]]
 
-# Of a variance, against the square of the value: below, a float32 feature is constant.
-_CONSTANT = 1e-20
+# Of a sum of squares about the mean, against that about another value, from which it is a small
+# difference: below, it has fewer than nine digits.
+_DIGITS = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +141,21 @@ class _Fold:
         gram = np.zeros_like(sums.xx[group])
         for other in np.flatnonzero(others):  # of these, an index would make copies
             gram += sums.xx[other]
+        squares = np.diagonal(gram).copy()
         _less_outer(gram, n, self.mean)
-        variance = np.diagonal(gram) / n
-        value = self.mean + sums.centre
-        constant = variance <= _CONSTANT * value**2
-        self.scale = np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, variance)))
+        constant = sums.low[others].min(axis=0) == sums.high[others].max(axis=0)
+        left = np.diagonal(gram).copy()
+        self.others, self.constant = others, constant
+        self.lossy = bool((~constant & (left < _DIGITS * squares)).any())
+        if self.lossy:  # such as a unit that is dead in all but the group held out
+            left = self._squares_by_qr()
+        self.scale = np.where(constant, 1.0, np.sqrt(np.where(constant, 1.0, left) / n))
+        if self.lossy:
+            return
         gram /= self.scale
         gram /= self.scale[:, None]
         gram[constant] = 0.0  # rounding
         gram[:, constant] = 0.0
-        self.others, self.constant = others, constant
         self.spectrum = Spectrum(gram, overwrite=True)
         basis = self.spectrum.vectors
         right = sums.xy.sum(axis=0)
@@ -180,7 +186,7 @@ class _Fold:
     def predict(self, penalty: float, into: HeldOut, row: int) -> None:
         """Write moments of the predictions under a penalty."""
         at = (self.group, row)
-        if not self.spectrum.holds(penalty):
+        if self.lossy or not self.spectrum.holds(penalty):
             slope, held = self._by_qr(penalty), self.triangles()[self.group]
             mean = self.sums.x[self.group] / self.sums.n[self.group] - self.mean
             into.predicted_mean[at] = self.mean_y + mean @ slope
@@ -192,10 +198,19 @@ class _Fold:
         into.predicted_variance[at] = np.maximum(0.0, spread)
         into.covariance[at] = np.einsum("ft,ft->t", shrunk, self.held_xy)
 
+    def _training_rows(self) -> NDArray[np.float64]:
+        """The others' triangles: rows [1, dx, y] of the same sums of products."""
+        held = self.triangles()
+        return np.concatenate([held[int(group)] for group in np.flatnonzero(self.others)])
+
+    def _squares_by_qr(self) -> NDArray[np.float64]:
+        """(feature,) sums of squares about the training mean, with all digits."""
+        rows = self._training_rows()[:, : 1 + len(self.mean)]
+        return (linalg.qr(rows, mode="r")[0][1:, 1:] ** 2).sum(axis=0)
+
     def _by_qr(self, penalty: float) -> NDArray[np.float64]:
         """Slopes from the rows' triangles: their products are never made."""
-        held = self.triangles()
-        rows = np.concatenate([held[int(group)] for group in np.flatnonzero(self.others)])
+        rows = self._training_rows()
         width, known = len(self.mean), np.flatnonzero(~self.constant)
         design = np.concatenate([rows[:, :1], rows[:, 1 + known] / self.scale[known]], axis=1)
         below = np.sqrt(penalty) * np.eye(1 + len(known))[1:]

@@ -20,12 +20,13 @@ from featurestore.analysis.features import (
     known_speakers,
     label_values,
     targets_by_missing,
+    unlabelled,
     utterance_table,
 )
 from featurestore.analysis.folds import Split, make_folds
 from featurestore.analysis.held_out_ridge import hold_out_each
 from featurestore.analysis.permutation import permuted
-from featurestore.analysis.sets import one_block, read_block
+from featurestore.analysis.sets import finite_block
 from featurestore.analysis.sums import group_sums, group_triangles
 from featurestore.errors import AnalysisError
 from featurestore.hardware import freeing_at_once, resident_bytes
@@ -75,20 +76,23 @@ def permutation_test(
 
     Returns:
         One row per target and measure (`mse` over utterances, `ccc` and `r2` of all predictions
-        together): feature_set, `observed`, `penalty`, `null_mean`, `null_low` and `null_high` (95 %
-        of the permutations), `p` (the permutations, and the labels as they are, that do as well),
-        `permutations`.
+        together; these two are NaN of a label that never changes): feature_set, `observed`,
+        `penalty`, `null_mean`, `null_low` and `null_high` (95 % of the permutations), `p` (the
+        permutations, and the labels as they are, that do as well), `permutations`, and
+        `utterances` and `speakers` that count. `attrs` has "notes", a list of what was left out.
 
     Raises:
         AnalysisError: as `evaluate`, or `memory` that is not enough for any permutation.
     """
     targets = (targets,) if isinstance(targets, str) else targets
     grid = np.asarray(penalties, np.float64)
-    array = read_block(store, one_block(features))
+    array, notes = finite_block(store, features)
     lazy, table = da.asarray(array.data), utterance_table(array)
     rows: list[dict[str, Any]] = []
     for together, known in targets_by_missing(table, targets):
-        speakers = np.unique(known_speakers(table, of=known), return_inverse=True)[1]
+        notes += unlabelled(table, together, known=known)
+        said = known_speakers(table, of=known)
+        speakers = np.unique(said, return_inverse=True)[1]
         task = _Task(
             lazy,
             [label_values(table, target=t) for t in together],
@@ -104,9 +108,12 @@ def permutation_test(
             freeing_at_once() if memory is not None else nullcontext(),
         ):
             batches = [task.run(at, min(at + size, permutations), seed, tick) for at in starts]
-        rows += _rows(batches, together, grid, name or features)
+        counts = {"utterances": int(known.sum()), "speakers": len(np.unique(said[known]))}
+        rows += [row | counts for row in _rows(batches, together, grid, name or features)]
     order = {target: place for place, target in enumerate(targets)}
-    return pd.DataFrame(sorted(rows, key=lambda row: order[row["target"]]))
+    results = pd.DataFrame(sorted(rows, key=lambda row: order[row["target"]]))
+    results.attrs["notes"] = notes
+    return results
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +164,9 @@ class _Task:
         for place, values in enumerate(self.labels):
             known = self.speakers >= 0
             own = y[:, place * width : (place + 1) * width]
+            own[:] = 0.0
+            if np.ptp(values[known]) == 0:
+                continue  # deviations from the mean would be rounding
             own[:, 0] = np.where(known, values - values[known].mean(), 0.0)
             level = np.zeros(len(own))
             for code in np.unique(self.speakers[known]):
@@ -179,15 +189,17 @@ class _Task:
         above, each = self._bytes()
         fixed = resident_bytes() + above + each  # the last are the labels as they are
         fits = (memory - fixed) // each
-        if fits < min(_TOGETHER, permutations):
-            needed = fixed + _TOGETHER * each
+        if fits >= permutations:
+            return max(1, permutations)
+        if fits < _TOGETHER:
+            needed = fixed + min(_TOGETHER, permutations) * each
             width = math.prod(self.lazy.shape[1:])
             raise AnalysisError(
                 f"Sums of {width:,} features in {self.groups} folds take, with this process, "
                 f"{needed / 1e9:.2f} GB, and {memory / 1e9:.2f} GB are allowed: allow more, or use "
                 "fewer features or folds of several speakers (speaker:5)."
             )
-        return max(1, min(fits // _TOGETHER * _TOGETHER, permutations))
+        return fits // _TOGETHER * _TOGETHER
 
     def _bytes(self) -> tuple[int, int]:
         """Most memory at any time above that of the process: all of it, and per permutation.

@@ -35,13 +35,14 @@ from featurestore.analysis.partial import (
 )
 from featurestore.analysis.permutation import label_products, permuted
 from featurestore.analysis.pooling import bootstrap_interval, false_discovery, pool_speakers
-from featurestore.analysis.sets import one_block, read_block, unit_index
+from featurestore.analysis.sets import finite_block, unit_index
 from featurestore.analysis.stability import stability
 from featurestore.analysis.streams import in_runs
 from featurestore.errors import AnalysisError
 from featurestore.types import NETWORK
 
 LEVEL = 0.05
+FEWEST = 4  # utterances whose r has a variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,12 @@ def correlation_maps(
         AnalysisError: an unknown target, covariate or speaker, features of several terms, or no
             utterance with a label.
     """
-    array = read_block(store, one_block(features))
+    if resamples < 1 or permutations < 0:
+        raise AnalysisError(
+            f"resamples={resamples}, permutations={permutations}; accepted: 1 resample or more, "
+            "and 0 permutations or more"
+        )
+    array, left_out = finite_block(store, features)
     table = utterance_table(array)
     names = tuple(dict.fromkeys([targets] if isinstance(targets, str) else targets))
     taken = covariates(store, table, partial, drop_first=True)
@@ -116,8 +122,11 @@ def correlation_maps(
     largest = _largest_r(lazy, y, codes, whole, questions, permutations, seed)
     index = unit_index(array)
     maps, thresholds, stable = [], [], []
+    notes = left_out
     for target, question in questions.items():
-        one = _map(whole, question, codes, resamples, confidence, seed)
+        partial_map = partial_r(whole, question, codes)
+        one = _map(whole, question, partial_map, resamples, confidence, seed)
+        notes += _notes(target, y[target], whole, question, partial_map[1][:, 0], speakers)
         if permutations:
             one |= _exceeded(one["r_within"], largest[target])
         maps.append(pd.DataFrame({"target": target, **index, **one}))
@@ -125,6 +134,7 @@ def correlation_maps(
         stable.append(
             stability(pearson(whole, question.column), pearson(first, question.column),
                       pearson(second, question.column), n=whole.n[:, question.column],
+                      n_halves=(first.n[:, question.column], second.n[:, question.column]),
                       label_m2=whole.m2_y[:, question.column], layers=index.get("layer"))
             .assign(target=target, speaker=speakers)
         )  # fmt: skip
@@ -132,7 +142,7 @@ def correlation_maps(
         pd.concat(maps, ignore_index=True),
         pd.DataFrame(thresholds),
         pd.concat(stable, ignore_index=True),
-        _notes(names, y, codes, whole, questions, taken, speakers),
+        (*dict.fromkeys(notes), *(f"{one.name}: {one.said}." for one in taken if one.said)),
         _layer_names(array),
     )
 
@@ -170,7 +180,7 @@ def _rows(found: Moments, rows: slice) -> Moments:
 def _map(
     found: Moments,
     question: Question,
-    codes: NDArray[np.int64],
+    partial: tuple[NDArray[np.float64], NDArray[np.float64]],
     resamples: int,
     confidence: float,
     seed: int,
@@ -182,9 +192,7 @@ def _map(
     pooled = pool_speakers(r, n=n, confidence=confidence)
     inside, low, high = _within_speakers(found, column, resamples, confidence, seed)
     between, overall = across(found, column)
-    known = np.isfinite(r).any(axis=0)
-    partial, freedom = partial_r(found, question, codes)
-    given = pool_speakers(partial, n=freedom, confidence=confidence)
+    given = pool_speakers(partial[0], n=partial[1], confidence=confidence)
     return {
         "r": pooled.r,
         "low": pooled.low,
@@ -196,7 +204,7 @@ def _map(
         "heterogeneity_q": false_discovery(pooled.heterogeneity_p),
         "agreement": pooled.agreement,
         "speakers": pooled.speakers,
-        "n": np.where(known, int(found.n[:, column].sum()), 0),
+        "n": np.where(np.isfinite(r) & (n >= FEWEST), n, 0.0).sum(axis=0).astype(np.int64),
         "r_within": inside,
         "within_low": low,
         "within_high": high,
@@ -248,7 +256,10 @@ def _largest_r(
         column = questions[target].column
         x = flat(found.m2_x[:, column]).sum(axis=0)
         r = ratio(products[place], x[:, None], np.asarray(found.m2_y[:, column].sum()))
-        largest[target] = np.nanmax(np.abs(r), axis=0, initial=0.0)
+        defined = np.isfinite(r).all(axis=1)
+        largest[target] = (
+            np.abs(r[defined]).max(axis=0) if defined.any() else np.full(permutations, np.nan)
+        )
     return largest
 
 
@@ -274,7 +285,7 @@ def _thresholds(
         "defined": int(one["r"].notna().sum()),
         "undefined": int(one["r"].isna().sum()),
         "significant": int((one["q"] < LEVEL).sum()),
-        "partial_significant": int((one["partial_q"] < LEVEL).sum()),
+        "partial_significant": int(((one["q"] < LEVEL) & (one["partial_q"] < LEVEL)).sum()),
         "heterogeneous": int((one["heterogeneity_q"] < LEVEL).sum()),
         "threshold": float(np.quantile(largest, 1 - LEVEL)) if len(largest) else math.nan,
         "exceeding": int((one["p_max"] < LEVEL).sum()),
@@ -293,47 +304,47 @@ def _layer_names(array: xr.DataArray) -> tuple[str, ...]:
 
 
 def _notes(
-    targets: Sequence[str],
-    y: dict[str, NDArray[np.float64]],
-    codes: NDArray[np.int64],
+    target: str,
+    y: NDArray[np.float64],
     found: Moments,
-    questions: dict[str, Question],
-    taken: Sequence[Covariate],
+    question: Question,
+    freedom: NDArray[np.float64],
     speakers: NDArray[Any],
-) -> tuple[str, ...]:
-    """What does not count, with numbers."""
+) -> list[str]:
+    """What does not count in a target's map, with numbers."""
+    known, n = np.isfinite(y), found.n[:, question.column]
     notes = []
-    for target in targets:
-        known, n = np.isfinite(y[target]), found.n[:, questions[target].column]
-        if not known.all():
-            notes.append(
-                f"{target}: {int((~known).sum())} of {len(known)} utterances have no label."
-            )
-        few = [str(s) for s, count in zip(speakers, n, strict=True) if 0 < count < 4]
-        if few:
-            notes.append(
-                f"{target}: {len(few)} speakers with fewer than 4 utterances count in r_within and "
-                f"r_all, but not in r over speakers: {', '.join(few)}."
-            )
-        absent = [str(s) for s, count in zip(speakers, n, strict=True) if not count]
-        if absent:
-            notes.append(f"{target}: no label for {len(absent)} speakers: {', '.join(absent)}.")
-        flat = [
-            str(s)
-            for s, count, m2 in zip(
-                speakers, n, found.m2_y[:, questions[target].column], strict=True
-            )
-            if count and not m2
-        ]
-        if flat:
-            notes.append(f"{target}: the label never changes for: {', '.join(flat)}.")
-        less = int(known.sum() - np.isfinite(questions[target].table[:, 0]).sum())
-        if less:
-            notes.append(
-                f"{target}: {less} utterances lack a covariate and do not count in the partial map."
-            )
-    constant = int((found.m2_x[:, 0] == 0).all(axis=0).sum())
+    if not known.all():
+        notes.append(f"{target}: {int((~known).sum())} of {len(known)} utterances have no label.")
+
+    def named(chosen: NDArray[np.bool_]) -> str:
+        return ", ".join(map(str, speakers[chosen]))
+
+    few, absent = (n > 0) & (n < FEWEST), n == 0
+    if few.any():
+        notes.append(
+            f"{target}: {int(few.sum())} speakers with fewer than {FEWEST} utterances count in "
+            f"r_within and r_all, but not in r over speakers: {named(few)}."
+        )
+    if absent.any():
+        notes.append(f"{target}: no label for {int(absent.sum())} speakers: {named(absent)}.")
+    flat = (n > 0) & (found.m2_y[:, question.column] == 0)
+    if flat.any():
+        notes.append(f"{target}: the label never changes for: {named(flat)}.")
+    less = int(known.sum() - np.isfinite(question.table[:, 0]).sum())
+    if less:
+        notes.append(
+            f"{target}: {less} utterances lack a covariate and do not count in the partial map."
+        )
+    lost = (n >= FEWEST) & (freedom < FEWEST)
+    if lost.any():
+        notes.append(
+            f"{target}: {int(lost.sum())} speakers with fewer than {FEWEST} utterances more than "
+            f"covariates do not count in the partial map: {named(lost)}."
+        )
+    constant = int((found.m2_x[:, question.column] == 0).all(axis=0).sum())
     if constant:
-        notes.append(f"{constant} units are constant within every speaker and have no correlation.")
-    notes += [f"{one.name}: {one.said}." for one in taken if one.said]
-    return tuple(notes)
+        notes.append(
+            f"{target}: {constant} units are constant within every speaker and have no correlation."
+        )
+    return notes

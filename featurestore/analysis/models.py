@@ -238,17 +238,27 @@ def fit_predict(
 
     Returns:
         Predictions in the unit of the target. NaN where a selection was to be made by a constant
-        target: no feature can be best for it.
+        target, or by labels that round to a single class: no feature can be best for it; and where
+        partial least squares have a single utterance.
     """
     if _is_plain_ridge(feature_set):
         models = fit_ridges(X, Y=Y, speakers=speakers, robust=feature_set.scaling == "robust")
         return np.stack([model.predict(held_out) for model in models], axis=1)
     predicted = np.full((len(held_out), Y.shape[1]), np.nan)
     for column, y in enumerate(Y.T):
-        if not (feature_set.selects and feature_set.select != "pca" and np.ptp(y) == 0):
+        if not _impossible(feature_set, y):
             model = fitted(feature_set, X=X, y=y, speakers=speakers)
             predicted[:, column] = np.asarray(model.predict(held_out), np.float64).reshape(-1)
     return predicted
+
+
+def _impossible(feature_set: FeatureSet, y: NDArray[np.float64]) -> bool:
+    """Whether labels allow no selection, or no model."""
+    if feature_set.model == "pls" and len(y) < 2:
+        return True
+    if not feature_set.selects or feature_set.select == "pca":
+        return False
+    return bool(np.ptp(np.rint(y) if feature_set.select == "f_classif" else y) == 0)
 
 
 def _is_plain_ridge(feature_set: FeatureSet) -> bool:
@@ -277,7 +287,7 @@ def fitted(
     width = min(feature_set.best or X.shape[1], X.shape[1]) if feature_set.selects else X.shape[1]
     smallest = len(y) - int(np.bincount(groups).max()) if folds > 1 else len(y)
     choices = _choices(feature_set.model, most=min(width, smallest - 1))
-    if not choices or folds < 2:
+    if not choices or folds < 2 or (feature_set.model == "pls" and smallest < 2):
         return whole.fit(X, y)
     search = GridSearchCV(
         whole, choices, scoring="neg_mean_squared_error", cv=GroupKFold(folds), refit=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def partial_r(
 
 def flat(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Over (row, feature), from (row, *feature)."""
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def ratio(
@@ -121,13 +122,23 @@ def across(found: Moments, column: int) -> tuple[NDArray[np.float64], NDArray[np
     used = found.n[:, column] > 0
     n = found.n[used, column].astype(np.float64)
     x, y = flat(found.mean_x[:, column])[used], found.mean_y[used, column]
-    dx, dy = x - x.mean(axis=0), y - y.mean()
+    if not used.any():
+        return np.full(x.shape[1], np.nan), np.full(x.shape[1], np.nan)
+    m2_x, m2_y = flat(found.m2_x[:, column])[used].sum(axis=0), found.m2_y[used, column].sum()
+    sd_x, sd_y = np.sqrt(m2_x / n.sum()), np.sqrt(m2_y / n.sum())
+    dx, dy = _apart(x, x.mean(axis=0), sd_x), _apart(y, y.mean(), sd_y)
     between = ratio(dy @ dx, (dx**2).sum(axis=0), np.asarray((dy**2).sum()))
-    # Speakers' means of a constant unit differ by rounding only: it has no correlation.
-    constant = (flat(found.m2_x[:, column]) == 0).all(axis=0) & (np.ptp(x, axis=0) == 0)
     share = n / n.sum()
-    dx, dy = x - share @ x, y - share @ y
+    dx, dy = _apart(x, share @ x, sd_x), _apart(y, share @ y, sd_y)
     product = flat(found.c_xy[:, column])[used].sum(axis=0) + (n * dy) @ dx
-    xx = flat(found.m2_x[:, column])[used].sum(axis=0) + n @ dx**2
-    overall = ratio(product, xx, np.asarray(found.m2_y[used, column].sum() + n @ dy**2))
-    return np.where(constant, np.nan, between), np.where(constant, np.nan, overall)
+    overall = ratio(product, m2_x + n @ dx**2, np.asarray(m2_y + n @ dy**2))
+    return between, overall
+
+
+def _apart(
+    means: NDArray[np.float64], centre: NDArray[np.float64], sd: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Speakers' means less their mean; 0 where they differ by rounding, which correlates too."""
+    off = means - centre
+    size = np.maximum(np.abs(means).max(axis=0), sd)
+    return np.where(np.abs(off).max(axis=0) > 1e-12 * size, off, 0.0)

@@ -120,7 +120,10 @@ def bootstrap_interval(
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     with np.errstate(divide="ignore", invalid="ignore"):
         count = np.isfinite(drawn).sum(axis=0)
-        below = ((drawn < found).sum(axis=0) + 0.5 * (drawn == found).sum(axis=0)) / count
+        # A resample of everybody is the statistic itself, but for rounding, which would decide on
+        # the side and be another one on another processor.
+        same = np.isclose(drawn, found, rtol=1e-9, atol=1e-12)
+        below = (((drawn < found) & ~same).sum(axis=0) + 0.5 * same.sum(axis=0)) / count
         bias = stats.norm.ppf(below)
         off = left_out.mean(axis=0) - left_out
         acceleration = (off**3).sum(axis=0) / (6 * (off**2).sum(axis=0) ** 1.5)

@@ -25,6 +25,7 @@ from featurestore.analysis.features import (
     label_values,
     targets_by_missing,
     text_values,
+    unlabelled,
 )
 from featurestore.analysis.folds import Split, make_folds
 from featurestore.analysis.models import FeatureSet, fit_predict, leak, table_sets
@@ -211,11 +212,7 @@ def evaluate_joined(
     notes = []
     for together, known in targets_by_missing(joined.table, targets):
         splits = make_folds(joined.table, scheme=folds, of=known)
-        if not known.all():
-            notes.append(
-                f"{', '.join(together)}: {int((~known).sum())} of {len(known)} utterances have no "
-                "label and are left out."
-            )
+        notes += unlabelled(joined.table, together, known=known)
         Y = np.stack([label_values(joined.table, target=t) for t in together], axis=1)
         speakers = known_speakers(joined.table, of=known)
         for one in sets:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from jaxtyping import Shaped
@@ -30,6 +31,7 @@ from featurestore.analysis.features import (
     text_values,
     utterance_table,
 )
+from featurestore.analysis.streams import Blocks, in_runs
 from featurestore.errors import AnalysisError
 from featurestore.types import STATISTICS
 
@@ -244,11 +246,11 @@ def join(store: Store, expressions: Iterable[str | None], *, finite: bool = True
         )
     take = {view: [rows[i] for i in shared] for view, rows in row_of.items()}
     first, table = next(iter(tables.items()))
-    most = max(len(rows) for rows in row_of.values())
+    held = len(set().union(*row_of.values()))
     notes = []
-    if len(shared) < most:
+    if len(shared) < held:
         notes.append(
-            f"{most - len(shared)} of {most} utterances are not in every view and are left out."
+            f"{held - len(shared)} of {held} utterances are not in every view and are left out."
         )
     joined = Joined(
         table.isel(utterance=take[first]),
@@ -276,6 +278,48 @@ def read_block(store: Store, block: Block) -> xr.DataArray:
         )
     picked = array.isel(statistic=held.index(block.statistic), drop=True)
     return picked.transpose("utterance", ...).assign_attrs(data.attrs)
+
+
+def finite_block(store: Store, features: str) -> tuple[xr.DataArray, list[str]]:
+    """All layers of one block, without utterances of which a feature is not finite.
+
+    One pass over the array, two blocks of it in memory at a time.
+
+    Args:
+        store: an open feature store.
+        features: an expression of one term, without layers.
+
+    Returns:
+        (utterance, *feature), lazy, with its coordinates; and a note on what was left out, if any.
+
+    Raises:
+        AnalysisError: it names several terms or some layers, or no such capture or statistic.
+    """
+    block = one_block(features)
+    array = read_block(store, block)
+    lazy = da.asarray(array.data)
+    bad = np.concatenate([np.empty(0, np.int64), *in_runs(lazy, _not_finite_rows)])
+    if not len(bad):
+        return array, []
+    keep = np.setdiff1d(np.arange(lazy.shape[0]), bad)
+    ids = text_values(utterance_table(array), "id")[np.sort(bad)]
+    view = str(array.attrs.get("view", block.view))
+    return array.isel(utterance=keep), [_not_finite(view, ids) + "."]
+
+
+def _not_finite_rows(blocks: Blocks) -> NDArray[np.int64]:
+    found = [np.empty(0, np.int64)]
+    for rows, block in blocks:
+        bad = ~np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        found.append(rows.start + np.flatnonzero(bad))
+    return np.concatenate(found)
+
+
+def _not_finite(view: str, ids: Shaped[np.ndarray, " utterance"]) -> str:
+    return (
+        f"{len(ids)} utterances of view {view!r} have features that are not finite (the first is "
+        f"{str(ids[0])!r}) and are left out"
+    )
 
 
 def unit_index(array: xr.DataArray) -> dict[str, NDArray[Any]]:
@@ -306,11 +350,7 @@ def _finite_only(joined: Joined) -> Joined:
     for block, values in joined.blocks.items():
         finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         if not finite.all():
-            first = joined.ids[np.argmin(finite)]
-            notes.append(
-                f"{int((~finite).sum())} utterances of view {block.view!r} have features that "
-                f"are not finite (the first is {first!r}); they are left out of every feature set."
-            )
+            notes.append(_not_finite(block.view, joined.ids[~finite]) + " of every feature set.")
             warnings.warn(notes[-1], AnalysisWarning, stacklevel=4)
         keep &= finite
     kept = joined if keep.all() else joined.take(keep)

@@ -28,6 +28,7 @@ def stability(
     second: Float64[np.ndarray, " speaker *feature"],
     *,
     n: Int64[np.ndarray, " speaker"],
+    n_halves: tuple[Int64[np.ndarray, " speaker"], Int64[np.ndarray, " speaker"]],
     label_m2: Float64[np.ndarray, " speaker"],
     layers: Int64[np.ndarray, " feature"] | None = None,
 ) -> pd.DataFrame:
@@ -38,6 +39,7 @@ def stability(
         first: those of a random half of the speaker's utterances.
         second: those of the other half.
         n: utterances of each speaker.
+        n_halves: of each speaker's halves.
         label_m2: sum of squared deviations of each speaker's labels.
         layers: of each feature, if features have layers.
 
@@ -46,18 +48,24 @@ def stability(
         would show; `reliability`: correlation between the maps of both halves, stepped up to the
         whole (Spearman 1910, Brown 1910); `similarity`: correlation of the speaker's map with the
         mean map of the other speakers; `ceiling`: the largest that errors of both allow, the root
-        of the product of their reliabilities; `verdict`: "noisy" if reliability is below 0.5 or
-        undefined, else "shared" if similarity is half of the ceiling or more, else "own";
-        `first_abs_r` and `last_abs_r`: mean |r| of the first and last three layers.
+        of the product of their reliabilities; `verdict`: "noisy" if reliability is below 0.5, else
+        "shared" if similarity is half of the ceiling or more, else "own", and "undefined" where one
+        of these is: no label, too few utterances, or nobody reliable to compare with;
+        `first_abs_r` and `last_abs_r`: mean |r| of the first and last three layers. Means are of
+        Fisher's z, each speaker counting by the inverse of its variance, utterances - 3; a map of
+        3 utterances or fewer is none.
     """
-    z, halves = _z(r), (_z(first), _z(second))
+    z = _z(r, n)
+    halves = _z(first, n_halves[0]), _z(second, n_halves[1])
+    weight, weights = n - 3, [one - 3 for one in n_halves]
     count = len(z)
     rows: list[dict[str, Any]] = []
     for speaker in range(count):
         others = np.arange(count) != speaker
         own = reliability(halves[0][speaker], halves[1][speaker])
-        theirs = reliability(_mean(halves[0][others]), _mean(halves[1][others]))
-        similarity = _correlation(z[speaker], _mean(z[others]))
+        means = (_mean(half[others], w[others]) for half, w in zip(halves, weights, strict=True))
+        theirs = reliability(*means)
+        similarity = _correlation(z[speaker], _mean(z[others], weight[others]))
         ceiling = float(np.sqrt(own * theirs)) if own > 0 and theirs > 0 else np.nan
         size = np.abs(r[speaker]).reshape(-1)
         rows.append(
@@ -85,8 +93,10 @@ def reliability(first: NDArray[np.float64], second: NDArray[np.float64]) -> floa
 
 
 def _verdict(reliable: float, similarity: float, ceiling: float) -> str:
-    if not reliable >= LEAST_RELIABLE:
+    if reliable < LEAST_RELIABLE:
         return "noisy"
+    if not np.isfinite([reliable, similarity, ceiling]).all():
+        return "undefined"
     return "shared" if similarity >= LEAST_SHARED * ceiling else "own"
 
 
@@ -99,17 +109,21 @@ def _ends(size: NDArray[np.float64], layers: NDArray[np.int64] | None) -> dict[s
     }
 
 
-def _z(r: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fisher's z, flat over features; what is exactly 1 would be infinite and is left out."""
+def _z(r: NDArray[np.float64], n: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Fisher's z, flat over features; that of an r of 1 would be infinite and is left out.
+
+    Of 2 utterances, every r is 1 up to rounding, and of 3 the variance of z is infinite.
+    """
     flat = r.reshape(len(r), -1)
-    return np.where(np.abs(flat) < 1, np.arctanh(np.where(np.abs(flat) < 1, flat, 0.0)), np.nan)
+    known = (np.abs(flat) < 1 - 1e-9) & (n[:, None] > 3)
+    return np.where(known, np.arctanh(np.where(known, flat, 0.0)), np.nan)
 
 
-def _mean(z: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean(z: NDArray[np.float64], weight: NDArray[np.int64]) -> NDArray[np.float64]:
     """Over speakers, of those whose z is defined."""
-    known = np.isfinite(z)
+    known = np.isfinite(z) * weight[:, None]
     count = known.sum(axis=0)
-    total = np.where(known, z, 0.0).sum(axis=0)
+    total = (known * np.where(np.isfinite(z), z, 0.0)).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

@@ -8,7 +8,7 @@ definition and the same on a GPU; here blocks of a store are added up by the BLA
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -32,6 +32,8 @@ class Sums:
         xx: (group, feature, feature) sum of dx dx', whose upper triangle counts.
         xy: (group, feature, target) sum of dx y.
         yy: (group, target) sum of squares of y.
+        low: (group, feature) smallest value; infinite for a group without rows.
+        high: (group, feature) largest value.
         centre: (feature,), the same for all groups.
     """
 
@@ -41,6 +43,8 @@ class Sums:
     xx: Float64[np.ndarray, "group feature feature"]
     xy: Float64[np.ndarray, "group feature target"]
     yy: Float64[np.ndarray, "group target"]
+    low: Float64[np.ndarray, "group feature"]
+    high: Float64[np.ndarray, "group feature"]
     centre: Float64[np.ndarray, " feature"]
 
     def __add__(self, other: Sums) -> Sums:
@@ -55,6 +59,8 @@ class Sums:
             self.xx + moved.xx,
             self.xy + moved.xy,
             self.yy + moved.yy,
+            np.minimum(self.low, moved.low),
+            np.maximum(self.high, moved.high),
             self.centre,
         )
 
@@ -69,7 +75,7 @@ class Sums:
             crossed = self.x[:, :, None] * shift
             xx = xx + crossed + crossed.transpose(0, 2, 1) + n[:, :, None] * np.outer(shift, shift)
         xy = self.xy + shift[:, None] * self.y[:, None, :]
-        return Sums(self.n, self.x + n * shift, self.y, xx, xy, self.yy, centre)
+        return replace(self, x=self.x + n * shift, xx=xx, xy=xy, centre=centre)
 
 
 def group_sums(
@@ -105,7 +111,10 @@ def _add_up(
             total = _empty(groups, centre, y.shape[1])
         for group in np.unique(own[own >= 0]):
             picked = np.flatnonzero(own == group)
-            dx, dy = flat[picked] - total.centre, y[rows][picked]
+            x, dy = flat[picked], y[rows][picked]
+            np.minimum(total.low[group], x.min(axis=0), out=total.low[group])
+            np.maximum(total.high[group], x.max(axis=0), out=total.high[group])
+            dx = x - total.centre
             total.n[group] += len(picked)
             total.x[group] += dx.sum(axis=0)
             total.y[group] += dy.sum(axis=0)
@@ -125,6 +134,8 @@ def _empty(groups: int, centre: NDArray[np.float64], targets: int) -> Sums:
         np.zeros((groups, width, width)),
         np.zeros((groups, width, targets)),
         np.zeros((groups, targets)),
+        np.full((groups, width), np.inf),
+        np.full((groups, width), -np.inf),
         centre,
     )
 

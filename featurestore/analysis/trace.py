@@ -7,6 +7,7 @@ names such a description as future work.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,12 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 
-from featurestore.analysis.features import known_speakers, label_values, text_values
+from featurestore.analysis.features import (
+    AnalysisWarning,
+    known_speakers,
+    label_values,
+    text_values,
+)
 from featurestore.analysis.models import FeatureSet, fitted
 from featurestore.analysis.sets import Joined, Term, join, kind_of, parse
 from featurestore.errors import AnalysisError, AudioError
@@ -98,7 +104,8 @@ def trace(
 ) -> list[Trace]:
     """Predictions of labels for every frame of utterances.
 
-    The model is fitted to all other speakers, so that an utterance's prediction is a held-out one.
+    The model is fitted to all other speakers, so that an utterance's prediction is a held-out one;
+    a recording of the speaker that is there under another name too is left out, with a warning.
 
     Args:
         store: an open feature store whose view has frames.
@@ -195,7 +202,7 @@ def _without(
     """The model of all other speakers, and the range of their labels."""
     y = label_values(joined.table, target=target)
     speakers = known_speakers(joined.table, of=np.isfinite(y))
-    rows = np.flatnonzero(np.isfinite(y) & (speakers != speaker))
+    rows = np.flatnonzero(np.isfinite(y) & (speakers != speaker) & ~_heard(joined, speaker))
     if not len(rows):
         raise AnalysisError(
             f"No other speaker than {speaker!r} has a {target!r} label to fit a model to."
@@ -203,6 +210,24 @@ def _without(
     X = joined.matrix(model.features)
     found = fitted(model, X=X[rows], y=y[rows], speakers=speakers[rows])
     return linear(found, X.shape[1]), float(y[rows].min()), float(y[rows].max())
+
+
+def _heard(joined: Joined, speaker: str) -> NDArray[np.bool_]:
+    """(utterance,) which are the same recording as one of the speaker's, under whatever name."""
+    if "audio_sha256" not in joined.table.coords:
+        return np.zeros(len(joined.ids), bool)
+    hashes = text_values(joined.table, "audio_sha256")
+    own = text_values(joined.table, "speaker") == speaker
+    same = np.isin(hashes, hashes[own]) & (hashes != "") & ~own
+    if same.any():
+        warnings.warn(
+            f"{int(same.sum())} utterances of other speakers (the first is "
+            f"{joined.ids[same][0]!r}) are recordings of {speaker!r} too; the model of a trace of "
+            f"{speaker!r} is fitted without them. Correct the manifest's speakers.",
+            AnalysisWarning,
+            stacklevel=4,
+        )
+    return same
 
 
 def _row(joined: Joined, row: int) -> NDArray[np.bool_]:

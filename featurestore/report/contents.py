@@ -43,8 +43,8 @@ class Contents:
             `within_low`, `within_high`, `p_max`, `r_between`, `r_all`, and `partial_r`,
             `partial_low`, `partial_high`, `partial_p`, `partial_q`; NaN where undefined.
         thresholds: per target: `threshold` of |r_within| that the largest of all units exceeds in
-            5 % of permutations, `permutations`, `defined` units, `significant` (q < 0.05) and
-            `partial_significant` units, `covariates` (text).
+            5 % of permutations, `permutations`, `defined` units, `significant` ones (q < 0.05) and
+            `partial_significant`, those of them that are it given the `covariates` (text) too.
         stability: per target and speaker: `n`, `label_sd`, `mean_abs_r`, `chance_abs_r`,
             `reliability`, `similarity`, `ceiling`, `verdict`, `first_abs_r` and `last_abs_r`
             (first and last three layers).

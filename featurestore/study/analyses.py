@@ -285,7 +285,7 @@ def _curve_stages(
         return
     curves, trends = [], []
     for view in [found.main, *found.controls[:1]]:
-        features = f"{units_of(view, plan)}.mean"
+        features = f"{units_of(view, plan, found.main)}.mean"
         joined = join(store, [features])
         key = fingerprint(
             labels_key(joined, plan.targets), joined.matrix(features), plan.targets, plan.folds,
@@ -301,7 +301,7 @@ def _curve_stages(
             }  # fmt: skip
 
         rows = cache.tables("layers", key, compute)["rows"]
-        said = units_said(view, study)
+        said = units_said(view, study, found.main)
         options: dict[str, Any] = {"resamples": plan.resamples, "seed": plan.seed}
         curves.append(curve_table(rows, **options).assign(features=said))
         trends.append(layer_trends(rows, **options).assign(features=said))
@@ -309,9 +309,9 @@ def _curve_stages(
     found.tables["trends"] = pd.concat(trends, ignore_index=True)
 
 
-def units_said(view: ViewFacts, study: Study) -> str:
+def units_said(view: ViewFacts, study: Study, main: ViewFacts) -> str:
     """What a curve is of, for people."""
-    capture = study.analysis.capture or view.captures[0]
+    capture = study.analysis.capture or main.captures[0]
     return f"mean of {capture}, weights {view.weights_source}"
 
 

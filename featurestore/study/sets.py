@@ -87,7 +87,7 @@ def listed_sets(
         ),
     ]
     found += [
-        Listed(FeatureSet(name, f"{units_of(one, plan)}.mean", model="ridge"), (CONTROLS,))
+        Listed(FeatureSet(name, f"{units_of(one, plan, main)}.mean", model="ridge"), (CONTROLS,))
         for name, one in zip(control_names(controls), controls, strict=True)
     ]
     found += [
@@ -125,9 +125,15 @@ def second_table(plan: AnalysisPlan, *, main: ViewFacts) -> list[FeatureSet]:
     return list(table_sets(2, best=plan.best, view=main.name, capture=plan.capture or None))
 
 
-def units_of(view: ViewFacts, plan: AnalysisPlan) -> str:
-    """The units of a view, as an expression without a statistic."""
-    return f"{view.name}.{plan.capture or view.captures[0]}"
+def units_of(view: ViewFacts, plan: AnalysisPlan, main: ViewFacts | None = None) -> str:
+    """The units of a view, as an expression without a statistic.
+
+    Args:
+        view: whose they are.
+        plan: may name the capture.
+        main: whose first capture it is if the plan names none; by default that of the view itself.
+    """
+    return f"{view.name}.{plan.capture or (main or view).captures[0]}"
 
 
 def own_set(plan: SetPlan, main: ViewFacts) -> FeatureSet:

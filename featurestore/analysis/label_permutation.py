@@ -249,7 +249,7 @@ def _rows(
                     "measure": measure,
                     "observed": float(sign * own[best]),
                     "penalty": float(grid[best]),
-                    "null_mean": float(sign * null.mean()) if len(null) else math.nan,
+                    "null_mean": float(sign * null.mean() + 0.0) if len(null) else math.nan,
                     "null_low": float(low),
                     "null_high": float(high),
                     "p": (1 + reached) / (1 + len(null))

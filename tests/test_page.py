@@ -26,6 +26,7 @@ from featurestore.analysis.models import table_sets
 from featurestore.report.contents import Contents
 from featurestore.report.page import page_html, write_page
 from featurestore.report.page_data import UNDEFINED, inert_json, quantise, restore
+from featurestore.report.page_sections import maps
 from featurestore.report.page_tables import Table, number
 from featurestore.report.paper import PRINTED, printed
 
@@ -251,6 +252,19 @@ def test_figures_of_the_paper_are_said_to_be_of_another_corpus(html: str) -> Non
     assert "0.038" in cells[1]
     assert html.count("The paper: IEMOCAP, other weights") == 2
     assert "another corpus and other weights" in html
+
+
+def counted(**changes: Any) -> str:
+    """What is said of the first map, with other thresholds."""
+    made = small()
+    return maps(dataclasses.replace(made, thresholds=made.thresholds.assign(**changes)))[0].counts
+
+
+def test_permutations_are_told_of_where_there_are_enough() -> None:
+    said = "In 5 % of 20 permutations of labels within speakers, the largest |r within speakers| of"
+    assert counted(permutations=20).endswith(f". {said} all units exceeds 0.310.")
+    for few in ({"permutations": 0}, {"permutations": 19}, {"threshold": np.nan}):
+        assert counted(**few).endswith("loudness.")
 
 
 @pytest.mark.parametrize(

@@ -117,14 +117,18 @@ def test_sentences_of_maps() -> None:
     one = {"thresholds": pd.DataFrame([thresholds]), "maps": maps}
     (said, _) = statements(one)
     assert "1,500 of 1,920 units follow arousal (q < 0.05, random effects over 10 speakers)" in said
-    assert f"the largest r is {MINUS}0.800 ({MINUS}0.900 to {MINUS}0.700)" in said
+    assert f"the strongest r is {MINUS}0.800 ({MINUS}0.900 to {MINUS}0.700)" in said
     assert ", unit 6 of layer 1." in said
     assert "Given" not in said
     assert "shuffled" not in said
     more = {**thresholds, "covariates": "duration", "permutations": 99, "threshold": 0.3}
     (said, _) = statements({**one, "thresholds": pd.DataFrame([more])})
     assert "Given duration, 3 still do." in said
+    assert "0 units exceed the largest |r within speakers| that shuffled labels reach" in said
     assert "99 permutations (0.300)" in said
+    for changes in ({"permutations": 19}, {"permutations": 0}, {"threshold": np.nan}):
+        (said, _) = statements({**one, "thresholds": pd.DataFrame([{**more, **changes}])})
+        assert "shuffled" not in said  # of fewer than 20, none can be below 5 %
     alone = maps.assign(low=np.nan, high=np.nan)
     (said, _) = statements({"thresholds": one["thresholds"], "maps": alone})
     assert "(too few speakers for an interval)" in said

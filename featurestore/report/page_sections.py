@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ from featurestore.report.page_data import has_map
 from featurestore.report.page_figures import Spec
 from featurestore.report.page_tables import Table, number
 from featurestore.report.page_traces import by_utterance, utterance
+from featurestore.report.wording import LEAST_PERMUTATIONS
 
 _MEASURES = ("ccc", "ccc_pooled", "mse", "r2")  # in the order in which figures are shown
 _CONTROLS = "controls"  # the table of results that is shown beside permutations
@@ -124,10 +126,13 @@ def _counts(contents: Contents, target: str) -> str:
     )
     if isinstance(row["covariates"], str) and row["covariates"]:
         said += f"; {int(row['partial_significant']):,} given {row['covariates']}"
-    return (
-        f"{said}. In 5 % of {int(row['permutations']):,} permutations of labels within speakers, "
-        f"the largest |r| of all units exceeds {number(row['threshold'])}."
-    )
+    said += "."
+    if row["permutations"] >= LEAST_PERMUTATIONS and math.isfinite(row["threshold"]):
+        said += (
+            f" In 5 % of {int(row['permutations']):,} permutations of labels within speakers, the "
+            f"largest |r within speakers| of all units exceeds {number(row['threshold'])}."
+        )
+    return said
 
 
 def _maps(contents: Contents) -> Section | None:
@@ -138,9 +143,9 @@ def _maps(contents: Contents) -> Section | None:
         "is the correlation of the unit's pooled value with the label: red where it rises with the "
         "label, blue where it falls, grey where it is undefined.",
         "q is the rate of false discoveries among units at least as significant; p_max the share "
-        "of permutations in which the largest |r| of all units is as large as this one's; "
-        "I\N{SUPERSCRIPT TWO} the part of the spread between speakers that sampling does not "
-        "explain.",
+        "of permutations in which the largest |r within speakers| of all units is as large as this "
+        "one's; I\N{SUPERSCRIPT TWO} the part of the spread between speakers that sampling does "
+        "not explain.",
     ]
     return Section("maps", "Which units follow the labels", "Maps", "maps", paragraphs)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from featurestore.report.wording import LEAST_PERMUTATIONS
 from featurestore.study.config import Pair
 
 _LOWER_IS_BETTER = "mse"
@@ -67,15 +68,16 @@ def _maps(thresholds: pd.DataFrame, maps: pd.DataFrame) -> Iterator[str]:
         place = f", unit {int(best['unit'])} of layer {int(best['layer'])}" if "unit" in own else ""
         text = (
             f"{row['significant']:,} of {row['defined']:,} units follow {target} (q < 0.05, random "
-            f"effects over {row['speakers']} speakers); the largest r is "
+            f"effects over {row['speakers']} speakers); the strongest r is "
             f"{number(best['r'])} {span(best['low'], best['high'])}{place}."
         )
         if row["covariates"]:
             text += f" Given {row['covariates']}, {row['partial_significant']:,} still do."
-        if row["permutations"]:
+        if row["permutations"] >= LEAST_PERMUTATIONS and math.isfinite(row["threshold"]):
             text += (
-                f" {row['exceeding']:,} units exceed the largest |r| that shuffled labels reach in "
-                f"5 % of {row['permutations']:,} permutations ({row['threshold']:.3f})."
+                f" {row['exceeding']:,} units exceed the largest |r within speakers| that shuffled "
+                f"labels reach in 5 % of {row['permutations']:,} permutations "
+                f"({row['threshold']:.3f})."
             )
         yield text
 

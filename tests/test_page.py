@@ -254,6 +254,30 @@ def test_figures_of_the_paper_are_said_to_be_of_another_corpus(html: str) -> Non
     assert "another corpus and other weights" in html
 
 
+def test_names_of_targets_and_columns_keep_their_capitals() -> None:
+    made = small()
+    names = {"valence": "emoVal", "arousal": "EmoAct"}
+    tables = {
+        name: table.replace({"target": names})
+        for name, table in vars(made).items()
+        if isinstance(table, pd.DataFrame) and "target" in table
+    }
+    speakers = made.speakers.rename(columns=lambda name: name.replace("arousal", "EmoAct"))
+    speakers = speakers.rename(columns={"sex": "homeTown"})
+    changed = dataclasses.replace(made, targets=list(names.values()), speakers=speakers, **tables)
+    html = page_html(changed)
+    assert "<bdi>EmoVal</bdi></h3>" in html
+    for said in (
+        "EmoAct: similarity of each speaker",
+        "EmoAct: differences in CCC",
+        'class="group">EmoAct</th>',
+        "EmoAct: 36 utterances, 6 folds.",
+        ">HomeTown</th>",
+    ):
+        assert said in html
+    assert "Emoact" not in html
+
+
 def counted(**changes: Any) -> str:
     """What is said of the first map, with other thresholds."""
     made = small()

@@ -133,6 +133,11 @@ def test_tables(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(lines))) == len(results)
 
 
+def test_a_caption_keeps_the_capitals_of_a_target() -> None:
+    results = evaluate(corpus(), targets=("arousal",), features=5).assign(target="emoAct")
+    assert "EmoAct: 77 utterances, 5 speakers, 5 folds." in markdown_table(results)
+
+
 def test_undefined_cells_are_nan_and_explained(tmp_path: Path) -> None:
     store = with_coords(corpus(), arousal=np.full(80, 2.0))
     results = evaluate(store, targets=("arousal",), features=5)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from featurestore.report.wording import raised
 from featurestore.study.config import Pair
 from featurestore.study.statements import (
     INTERVALS,
@@ -143,6 +144,14 @@ def test_sentences_of_speakers() -> None:
     (said, _) = statements({"stability": table})
     assert said.startswith("Arousal: 2 of 4 speakers show the pattern of the others, 1 a reliable")
     assert "of 1 the correlations are too noisy" in said
+
+
+def test_of_a_name_only_the_first_letter_is_raised() -> None:
+    assert [raised(name) for name in ("emoAct", "VAD", "", "a b")] == ["EmoAct", "VAD", "", "A b"]
+    assert compared("A", "B", "emoAct", [row()]).startswith("EmoAct: ")
+    assert compared("A", "B", "emoAct", []).startswith("EmoAct: ")
+    stability = pd.DataFrame({"target": ["EmoAct"], "verdict": "own"})
+    assert statements({"stability": stability})[0].startswith("EmoAct: ")
 
 
 def test_numbers_are_written_for_people() -> None:

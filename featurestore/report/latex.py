@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featurestore.report.wording import raised
+
 _LONG = 40  # rows; more do not fit a page
 
 _SPECIAL = str.maketrans(
@@ -113,4 +115,4 @@ def _heading(name: str) -> str:
     """A column's name for readers."""
     if name in _HEADINGS:
         return _HEADINGS[name]
-    return (name[:1].upper() + name[1:]).replace("_", " ") if name.isidentifier() else name
+    return raised(name).replace("_", " ") if name.isidentifier() else name

@@ -13,7 +13,7 @@ from featurestore.report.page_data import has_map
 from featurestore.report.page_figures import Spec
 from featurestore.report.page_tables import Table, number
 from featurestore.report.page_traces import by_utterance, utterance
-from featurestore.report.wording import LEAST_PERMUTATIONS
+from featurestore.report.wording import LEAST_PERMUTATIONS, raised
 
 _MEASURES = ("ccc", "ccc_pooled", "mse", "r2")  # in the order in which figures are shown
 _CONTROLS = "controls"  # the table of results that is shown beside permutations
@@ -156,7 +156,7 @@ def _stability(contents: Contents) -> Section | None:
     figures = [
         Figure(
             f"stability-{index}",
-            f"{target.capitalize()}: similarity of each speaker to the others",
+            f"{raised(target)}: similarity of each speaker to the others",
             page_figures.stability(contents, target),
         )
         for index, target in enumerate(_targets(contents, contents.stability["target"]))
@@ -255,7 +255,7 @@ def _comparisons(contents: Contents) -> Section | None:
     figures = [
         Figure(
             f"forest-{target_index}-{measure}",
-            f"{target.capitalize()}: differences in {page_tables.MEASURES.get(measure, measure)}",
+            f"{raised(target)}: differences in {page_tables.MEASURES.get(measure, measure)}",
             page_figures.forest(contents, target, measure),
         )
         for measure in _measures(table["measure"])

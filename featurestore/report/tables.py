@@ -14,6 +14,7 @@ from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.report.wording import raised
 
 _STATISTICS = {
     "MSE mean": "mse_mean",
@@ -49,7 +50,7 @@ def caption(results: pd.DataFrame) -> str:
     for target, rows in results.groupby("target", sort=False):
         speakers = rows.drop_duplicates("speaker")
         sentences.append(
-            f"{str(target).capitalize()}: {int(speakers['n_test'].sum()):,} utterances, "
+            f"{raised(target)}: {int(speakers['n_test'].sum()):,} utterances, "
             f"{len(speakers)} speakers, {rows['fold'].nunique()} folds."
         )
     alone = bool((results["fold"] == results["speaker"]).all())

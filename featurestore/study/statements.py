@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from featurestore.report.wording import LEAST_PERMUTATIONS
+from featurestore.report.wording import LEAST_PERMUTATIONS, raised
 from featurestore.study.config import Pair
 
 _LOWER_IS_BETTER = "mse"
@@ -89,7 +89,7 @@ def _speakers(stability: pd.DataFrame) -> Iterator[str]:
         counts = rows["verdict"].value_counts()
         shared, own, noisy = (int(counts.get(name, 0)) for name in ("shared", "own", "noisy"))
         yield (
-            f"{str(target).capitalize()}: {shared} of {len(rows)} speakers show the pattern of the "
+            f"{raised(target)}: {shared} of {len(rows)} speakers show the pattern of the "
             f"others, {own} a reliable one of their own, and of {noisy} the correlations are too "
             "noisy to tell."
         )
@@ -100,7 +100,7 @@ def _permutations(permutations: pd.DataFrame) -> Iterator[str]:
         if row["measure"] != "ccc" or not math.isfinite(row["p"]):
             continue
         yield (
-            f"{str(row['target']).capitalize()}: {row['feature_set']} reaches a CCC of "
+            f"{raised(row['target'])}: {row['feature_set']} reaches a CCC of "
             f"{number(row['observed'], signed=False)} on speakers held out, with the best of the "
             f"penalties; with labels shuffled within speakers, 95 % of {row['permutations']:,} "
             f"permutations reach {number(row['null_low'])} to {number(row['null_high'])} the same "
@@ -128,7 +128,7 @@ def compared(first: str, second: str, target: str, rows: Sequence[Mapping[str, A
         rows: of `compare`, one per measure.
     """
     if not rows:
-        return f"{target.capitalize()}: whether {first} or {second} predicts better is undefined."
+        return f"{raised(target)}: whether {first} or {second} predicts better is undefined."
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(_outcome(row), []).append(
@@ -138,7 +138,7 @@ def compared(first: str, second: str, target: str, rows: Sequence[Mapping[str, A
     parts = [f"{said} ({'; '.join(values)})" for said, values in found.items()]
     joined = ", but ".join(parts)
     return (
-        f"{target.capitalize()}: {first} against {second}, differences over "
+        f"{raised(target)}: {first} against {second}, differences over "
         f"{rows[0]['speakers']} speakers: {joined}."
     )
 

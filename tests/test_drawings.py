@@ -202,6 +202,7 @@ def test_a_partial_map_that_is_unknown_is_left_out() -> None:
 def test_a_speaker_has_the_marker_of_its_verdict() -> None:
     data = contents()
     data.stability.loc[0, "verdict"] = "something else"
+    data.stability.loc[3, "verdict"] = "undefined"
     data.stability.loc[1, ["similarity", "ceiling"]] = np.nan
     figure = draw_stability(data)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -219,7 +220,8 @@ def test_a_speaker_has_the_marker_of_its_verdict() -> None:
         (ceiling,) = lines(axes, "ceiling")
         np.testing.assert_array_equal(ceiling.get_xdata(), rows["ceiling"])
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert keys == ["shared", "own", "noisy", "something else", "ceiling"]
+    assert keys == ["shared", "own", "noisy", "undefined", "something else", "ceiling"]
+    assert_readable(figure)
 
 
 def test_the_most_alike_speaker_is_on_top() -> None:

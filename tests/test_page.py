@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from report_contents import contents
 
 from featurestore.analysis.models import table_sets
+from featurestore.report import page_figures
 from featurestore.report.contents import Contents
 from featurestore.report.page import page_html, write_page
 from featurestore.report.page_data import UNDEFINED, inert_json, quantise, restore
@@ -276,6 +277,23 @@ def test_names_of_targets_and_columns_keep_their_capitals() -> None:
     ):
         assert said in html
     assert "Emoact" not in html
+
+
+def test_a_verdict_has_the_same_shape_in_every_report() -> None:
+    made = small()
+    given = ["undefined", "noisy", "odd", "own", "noisy", "noisy"] * 2
+    changed = dataclasses.replace(made, stability=made.stability.assign(verdict=given))
+    shapes = [verdict_shapes(one) for one in (made, changed)]
+    assert list(shapes[0]) == ["shared", "own", "noisy"]
+    assert list(shapes[1]) == ["own", "noisy", "undefined", "odd"]
+    assert all(shapes[0][name] == shapes[1][name] for name in ("own", "noisy"))
+    assert len(set({**shapes[0], **shapes[1]}.values())) == 5
+
+
+def verdict_shapes(made: Contents) -> dict[str, str]:
+    """Symbols of the verdicts in the figure of speakers."""
+    drawn = page_figures.stability(made, "valence")["data"][1:]
+    return {one["name"]: one["marker"]["symbol"] for one in drawn}
 
 
 def counted(**changes: Any) -> str:

@@ -144,6 +144,13 @@ def test_sentences_of_speakers() -> None:
     (said, _) = statements({"stability": table})
     assert said.startswith("Arousal: 2 of 4 speakers show the pattern of the others, 1 a reliable")
     assert "of 1 the correlations are too noisy" in said
+    assert "judged" not in said
+    more = pd.DataFrame({"target": "arousal", "verdict": [*verdicts, "undefined", "undefined"]})
+    (said, _) = statements({"stability": more})
+    assert said.startswith("Arousal: 2 of 4 speakers show the pattern of the others, 1 a reliable")
+    assert "tell. 2 more cannot be judged, " in said
+    (said, _) = statements({"stability": more.assign(verdict="undefined")})
+    assert said.startswith("Arousal: no speaker can be judged, ")
 
 
 def test_of_a_name_only_the_first_letter_is_raised() -> None:

@@ -41,8 +41,9 @@ _VERDICTS: Mapping[str, Mapping[str, Any]] = {
     "shared": {"marker": "o", "color": "#0072b2"},
     "own": {"marker": "D", "color": "#d98200"},
     "noisy": {"marker": "X", "color": "0.35"},
+    "undefined": {"marker": "s", "color": "0.35", "markerfacecolor": "white"},
 }
-_OTHER = ("s", "^", "v", "P")
+_OTHER = ("^", "v", "P", "p")
 
 
 def said_below(contents: Contents, *notes: str) -> str:

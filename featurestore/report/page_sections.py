@@ -165,7 +165,8 @@ def _stability(contents: Contents) -> Section | None:
         "A marker is how similar a speaker's map of correlations is to that of the other speakers, "
         "its shape the verdict; the upright line is the ceiling that the reliability of the "
         "speaker's own map allows. Correlations far left of their ceiling are the speaker's own; a "
-        "low ceiling means too few utterances to tell."
+        "low ceiling means too few utterances to tell. A verdict is undefined for want of labels, "
+        "of utterances or of others that are reliable; what has no similarity has no marker."
     ]
     return Section(
         "stability",

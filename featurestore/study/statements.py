@@ -87,12 +87,21 @@ def _speakers(stability: pd.DataFrame) -> Iterator[str]:
         return
     for target, rows in stability.groupby("target", sort=False):
         counts = rows["verdict"].value_counts()
-        shared, own, noisy = (int(counts.get(name, 0)) for name in ("shared", "own", "noisy"))
-        yield (
-            f"{raised(target)}: {shared} of {len(rows)} speakers show the pattern of the "
-            f"others, {own} a reliable one of their own, and of {noisy} the correlations are too "
-            "noisy to tell."
+        shared, own, noisy, undefined = (
+            int(counts.get(name, 0)) for name in ("shared", "own", "noisy", "undefined")
         )
+        why = "for want of labels, of utterances or of others that are reliable"
+        if undefined == len(rows):
+            yield f"{raised(target)}: no speaker can be judged, {why}."
+            continue
+        text = (
+            f"{raised(target)}: {shared} of {len(rows) - undefined} speakers show the pattern of "
+            f"the others, {own} a reliable one of their own, and of {noisy} the correlations are "
+            "too noisy to tell."
+        )
+        if undefined:
+            text += f" {undefined} more cannot be judged, {why}."
+        yield text
 
 
 def _permutations(permutations: pd.DataFrame) -> Iterator[str]:

@@ -105,6 +105,19 @@ def test_sentences_of_permutations_comparisons_and_trends() -> None:
     assert statements({}) == []
 
 
+def test_a_trend_that_its_test_does_not_see_is_hedged() -> None:
+    trend = {"features": "gate", "slope": -0.2, "low": -0.3, "high": -0.1}
+    for target, end in (
+        ("arousal", ": it falls towards the text{} (gate)."),
+        ("valence - arousal", ", against that of arousal{} (gate)."),
+    ):
+        for p, doubt in ((0.43, " by the interval, not by the t test"), (0.01, "")):
+            (said, _) = statements({"trends": pd.DataFrame([{**trend, "target": target, "p": p}])})
+            comma = "," if doubt and " - " in target else ""
+            assert said.endswith(end.format(comma + doubt))
+            assert f"({MINUS}0.300 to {MINUS}0.100), p = {p:.3f}" in said
+
+
 def test_sentences_of_maps() -> None:
     thresholds = {
         "target": "arousal", "defined": 1920, "significant": 1500, "speakers": 10,

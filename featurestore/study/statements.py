@@ -13,7 +13,8 @@ from featurestore.study.config import Pair
 
 _LOWER_IS_BETTER = "mse"
 INTERVALS = (
-    "Intervals in brackets are of 95 %; p of a comparison is that of swapping its two sides."
+    "Intervals in brackets are of 95 %; p of a comparison is that of swapping its two sides, p of a "
+    "change that of Student's t over speakers."
 )
 _MINUS = "\N{MINUS SIGN}"
 
@@ -156,26 +157,34 @@ def _outcome(row: Mapping[str, Any]) -> str:
     if not (row["low"] > 0 or row["high"] < 0):
         return "not to be told apart"
     better = (row["difference"] < 0) == (row["measure"] == _LOWER_IS_BETTER)
-    doubt = " by the interval, not by the swap test" if row["p"] >= 0.05 else ""
-    return ("better" if better else "worse") + doubt
+    return ("better" if better else "worse") + _doubt(row["p"], "swap")
+
+
+def _doubt(p: float, test: str) -> str:
+    """What has to be added where an interval leaves out zero, and a test does not agree."""
+    return f" by the interval, not by the {test} test" if p >= 0.05 else ""
 
 
 def _trends(trends: pd.DataFrame) -> Iterator[str]:
     for row in trends.to_dict("records"):
         if not math.isfinite(row["low"]):
             continue
-        change = f"by {number(row['slope'])} {span(row['low'], row['high'])}"
+        change = (
+            f"by {number(row['slope'])} {span(row['low'], row['high'])}, {probability(row['p'])}"
+        )
         clear = row["low"] > 0 or row["high"] < 0
+        doubt = _doubt(row["p"], "t")
         of = f"({row['features']})"
         if " - " in row["target"]:
             first, second = row["target"].split(" - ", 1)
+            end = (doubt and f",{doubt}") if clear else ", not to be told from none"
             yield (
-                f"From the first layer to the last, the CCC of {first} changes {change} against "
-                f"that of {second}{'' if clear else ', not to be told from none'} {of}."
+                f"From the first layer to the last, the CCC of {first} changes {change}, against "
+                f"that of {second}{end} {of}."
             )
         else:
             way = "rises" if row["slope"] > 0 else "falls"
-            end = f"it {way} towards the text" if clear else "neither end is clearly better"
+            end = f"it {way} towards the text{doubt}" if clear else "neither end is clearly better"
             yield (
                 f"From the first layer to the last, the CCC of {row['target']} changes {change}: "
                 f"{end} {of}."

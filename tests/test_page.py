@@ -28,7 +28,7 @@ from featurestore.report.contents import Contents
 from featurestore.report.page import page_html, write_page
 from featurestore.report.page_data import UNDEFINED, inert_json, quantise, restore
 from featurestore.report.page_sections import maps
-from featurestore.report.page_tables import Table, number
+from featurestore.report.page_tables import Table, interval, number
 from featurestore.report.paper import PRINTED, printed
 
 HOSTILE = (
@@ -296,6 +296,13 @@ def verdict_shapes(made: Contents) -> dict[str, str]:
     return {one["name"]: one["marker"]["symbol"] for one in drawn}
 
 
+def test_an_interval_shows_on_which_side_of_zero_it_is() -> None:
+    assert interval(-0.166, -0.0004) == "\u22120.166 to \u22120.0004"
+    assert interval(-0.1, 0.0) == "\u22120.100 to +0.000"
+    assert interval(0.00002, 0.1, signed=False) == "2.00e\u221205 to 0.100"
+    assert Table("", ("a",), [[interval(-0.1, -0.00004)]]).numeric == [True]
+
+
 def counted(**changes: Any) -> str:
     """What is said of the first map, with other thresholds."""
     made = small()
@@ -464,7 +471,7 @@ def test_pointing_at_a_cell_says_what_it_is(quiet: Opened, shown: Contents) -> N
     row = shown.maps.query("target == 'valence' and layer == 3 and unit == 7").iloc[0]
     text = quiet.point(*quiet.cell(3, 7), wanted=f"{shown.layer_names[3]}, unit 7")
     for said in (
-        f"pooled r: {signed(row.r)} ({signed(row.low)} to {signed(row.high)})",
+        f"pooled r: {signed(row.r)} ({signed(row.low)} to {signed(row.high)})",  # far from zero
         f"q (pooled r): {probability(row.q)}",
         f"p_max: {probability(row.p_max)}",
         "I\u00b2: 0.30",
@@ -473,11 +480,29 @@ def test_pointing_at_a_cell_says_what_it_is(quiet: Opened, shown: Contents) -> N
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
+    return f"{value:+z.2f}".replace("-", "\u2212")
 
 
 def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def test_numbers_beside_zero_have_no_sign_but_ends_of_intervals_do(
+    browser: Any, tmp_path: Path
+) -> None:
+    made = small()
+    maps = made.maps.copy()
+    maps.loc[0, ["r", "low", "high", "i2"]] = [-0.004, -0.25, -0.0004, -0.0]
+    maps.loc[1, ["r", "low", "high", "i2"]] = [0.0, -1e-9, 0.003, -0.001]
+    write_page(dataclasses.replace(made, maps=maps), tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened = Opened(page, (tmp_path / "report.html").as_uri())
+    for unit, said in enumerate(
+        ("+0.00 (\u22120.25 to \u22120.0004)", "+0.00 (+0.00 to +0.003)"),
+    ):
+        text = opened.point(*opened.cell(0, unit), wanted=f"pooled r: {said}")
+        assert plain("I\u00b2: 0.00") in text
+    page.close()
 
 
 def test_a_click_shows_the_unit_by_speaker(quiet: Opened, shown: Contents) -> None:

@@ -181,3 +181,12 @@ def test_numbers_are_written_for_people() -> None:
     assert number(np.nan) == number(np.inf) == "undefined"
     assert (probability(0.0009), probability(0.001)) == ("p < 0.001", "p = 0.001")
     assert "nan" not in span(np.nan, 0.1)
+
+
+def test_an_end_beside_zero_is_not_printed_as_zero() -> None:
+    assert span(-0.166, -0.0004) == f"({MINUS}0.166 to {MINUS}0.0004)"
+    assert span(0.000012, 0.1) == "(+0.00001 to +0.100)"
+    assert span(-0.2, 0.0) == f"({MINUS}0.200 to +0.000)"
+    assert span(-1e-9, -0.0006) == f"(+0.000 to {MINUS}0.001)"
+    text = compared("A", "B", "arousal", [row(difference=-0.05, low=-0.1, high=-0.0004)])
+    assert f": worse (CCC {MINUS}0.050 ({MINUS}0.100 to {MINUS}0.0004), p = 0.004)." in text

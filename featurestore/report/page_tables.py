@@ -13,7 +13,7 @@ import pandas as pd
 from featurestore.analysis.scores import summarise
 from featurestore.report.contents import Contents
 from featurestore.report.paper import SOURCE, printed
-from featurestore.report.wording import raised
+from featurestore.report.wording import end_digits, raised
 
 NONE = "\N{EN DASH}"  # an undefined value
 _NUMBER = r"(< )?[+\u2212]?[0-9][0-9,.]*(e[+\u2212][0-9]+)?"
@@ -78,7 +78,9 @@ def interval(low: float, high: float, *, signed: bool = True) -> str:
     """Both ends of an interval."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return NONE
-    return f"{number(low, signed=signed)} to {number(high, signed=signed)}"
+    if not signed:
+        return f"{number(low)} to {number(high)}"
+    return " to ".join(number(end, digits=end_digits(end), signed=True) for end in (low, high))
 
 
 def probability(p: float) -> str:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 LEAST_PERMUTATIONS = 20  # with fewer, no p_max can be below 0.05
+_MOST_DIGITS = 6
 
 
 def raised(name: object) -> str:
     """A name at the start of a sentence; of EmoAct nothing but the first letter may change."""
     text = str(name)
     return text[:1].upper() + text[1:]
+
+
+def end_digits(value: float, digits: int = 3) -> int:
+    """Digits after the point of an interval's end, so that it is seen on which side of zero it is.
+
+    Args:
+        value: finite.
+        digits: where they leave something of the value.
+
+    Returns:
+        `digits`, or as many more, up to 6, as the first significant one needs.
+    """
+    for enough in range(digits, _MOST_DIGITS + 1):
+        if float(f"{value:.{enough}f}"):
+            return enough
+    return digits

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from featurestore.report.wording import LEAST_PERMUTATIONS, raised
+from featurestore.report.wording import LEAST_PERMUTATIONS, end_digits, raised
 from featurestore.study.config import Pair
 
 _LOWER_IS_BETTER = "mse"
 INTERVALS = (
-    "Intervals in brackets are of 95 %; p of a comparison is that of swapping its two sides, p of a "
-    "change that of Student's t over speakers."
+    "Intervals in brackets are of 95 %; p of a comparison is that of swapping its two sides, p of "
+    "a change that of Student's t over speakers."
 )
 _MINUS = "\N{MINUS SIGN}"
 
@@ -48,7 +48,8 @@ def span(low: float, high: float) -> str:
     """A 95 % interval in brackets."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "(too few speakers for an interval)"
-    return f"({number(low)} to {number(high)})"
+    ends = (number(end, end_digits(end)) for end in (low, high))
+    return f"({' to '.join(ends)})"
 
 
 def probability(p: float) -> str:

@@ -308,9 +308,14 @@ def test_comparisons_are_filled_where_the_interval_leaves_out_zero() -> None:
     table.loc[table["target"] == "arousal", "high"] = 0.1
     figure = draw_comparisons(replace(data, comparisons=table))
     dots = [[line for line in axes.get_lines() if line.get_marker() == "o"] for axes in figure.axes]
-    assert [dot.get_xdata()[0] for (dot,) in dots] == [-0.2] * 4
+    assert [axes.get_xlabel() for axes in figure.axes[::2]] == [
+        "difference in MSE (lower is better)",
+        "difference in CCC (higher is better)",
+        "difference in CCC pooled (higher is better)",
+    ]
+    assert [dot.get_xdata()[0] for (dot,) in dots] == [-0.2] * 6
     filled = [dot.get_markerfacecolor() == dot.get_color() for (dot,) in dots]
-    assert filled == [True, False] * 2
+    assert filled == [True, False] * 3
     only = table[table["measure"] == "ccc"].assign(low=np.nan, high=np.nan)
     assert_readable(draw_comparisons(replace(data, comparisons=only)))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEADINGS = {"mse": "MSE", "ccc": "CCC", "ccc_pooled": "CCC pooled"}
-_DRAWN = ("mse", "ccc_pooled")
+_DRAWN = ("mse", "ccc", "ccc_pooled")
 _LONGEST = 34  # characters of a feature set's name beside a row
 
 

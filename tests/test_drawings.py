@@ -162,6 +162,7 @@ def test_a_map_has_a_tick_in_each_significant_cell() -> None:
     np.testing.assert_allclose(widths, 100 * count / known)
     assert f"\n{count.sum()} of 1,919 units" in pooled.get_title(loc="left")
     assert "without duration, loudness" in partial.get_title(loc="left")
+    assert "\n15 of 1,919 units with partial q < 0.05" in partial.get_title(loc="left")
     assert pooled.images[0].get_clim() == partial.images[0].get_clim()
     assert pooled.images[0].norm.vmin == -pooled.images[0].norm.vmax
 
@@ -186,6 +187,11 @@ def test_a_partial_map_that_is_unknown_is_left_out() -> None:
     maps = data.maps.assign(partial_r=np.nan, partial_q=np.nan)
     figure = draw_map(replace(data, maps=maps), "valence")
     assert sum(bool(axes.images) for axes in figure.axes) == 1
+    none = data.thresholds.assign(covariates="")
+    figure = draw_map(replace(data, thresholds=none), "valence")  # where it is known, and the same
+    assert sum(bool(axes.images) for axes in figure.axes) == 1
+    figure = draw_map(replace(data, thresholds=pd.DataFrame()), "valence")
+    assert "without covariates" in figure.axes[2].get_title(loc="left")
     nothing = maps.assign(r=np.nan, q=np.nan)
     figure = draw_map(replace(data, maps=nothing), "valence")
     assert len(ticks(figure.axes[0])) == 0

@@ -309,6 +309,20 @@ def counted(**changes: Any) -> str:
     return maps(dataclasses.replace(made, thresholds=made.thresholds.assign(**changes)))[0].counts
 
 
+def test_without_covariates_there_is_no_partial_view() -> None:
+    made, partial = small(), 'value="partial_r"'
+    none = made.thresholds.assign(covariates="")
+    assert partial not in page_html(dataclasses.replace(made, thresholds=none))
+    assert "given" not in counted(covariates="")
+    # Nothing known of covariates does not mean that there were none.
+    for thresholds in (made.thresholds, pd.DataFrame()):
+        assert partial in page_html(dataclasses.replace(made, thresholds=thresholds))
+
+
+def test_of_units_that_stand_out_those_are_told_that_still_do() -> None:
+    assert "0.05 (pooled over speakers); 3 of these also given duration, loudness. " in counted()
+
+
 def test_permutations_are_told_of_where_there_are_enough() -> None:
     said = "In 5 % of 20 permutations of labels within speakers, the largest |r within speakers| of"
     assert counted(permutations=20).endswith(f". {said} all units exceeds 0.310.")

@@ -37,7 +37,7 @@ _HEADINGS = {
     "first_abs_r": "First layers' mean |r|",
     "last_abs_r": "Last layers' mean |r|",
     "label_sd": "Label SD",
-    "partial_significant": "Significant, partial",
+    "partial_significant": "Significant, also partial",
     "null_mean": "Permuted mean",
     "null_low": "Permuted low",
     "null_high": "Permuted high",

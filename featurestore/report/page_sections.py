@@ -13,7 +13,7 @@ from featurestore.report.page_data import has_map
 from featurestore.report.page_figures import Spec
 from featurestore.report.page_tables import Table, number
 from featurestore.report.page_traces import by_utterance, utterance
-from featurestore.report.wording import LEAST_PERMUTATIONS, raised
+from featurestore.report.wording import LEAST_PERMUTATIONS, covariates_of, raised
 
 _MEASURES = ("ccc", "ccc_pooled", "mse", "r2")  # in the order in which figures are shown
 _CONTROLS = "controls"  # the table of results that is shown beside permutations
@@ -66,10 +66,12 @@ class Map:
     Attributes:
         target: label.
         counts: how many units stand out, "" if that was not counted.
+        partial: whether there is a partial map that is another one.
     """
 
     target: str
     counts: str = ""
+    partial: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def maps(contents: Contents) -> list[Map]:
     found = []
     for target in map(str, contents.targets):
         if has_map(contents.maps, target):
-            found.append(Map(target, _counts(contents, target)))
+            partial = covariates_of(contents.thresholds, target) != ""
+            found.append(Map(target, _counts(contents, target), partial))
     return found
 
 
@@ -124,8 +127,8 @@ def _counts(contents: Contents, target: str) -> str:
         f"Of {int(row['defined']):,} units whose correlation is defined, "
         f"{int(row['significant']):,} have q < 0.05 (pooled over speakers)"
     )
-    if isinstance(row["covariates"], str) and row["covariates"]:
-        said += f"; {int(row['partial_significant']):,} given {row['covariates']}"
+    if given := covariates_of(contents.thresholds, target):
+        said += f"; {int(row['partial_significant']):,} of these also given {given}"
     said += "."
     if row["permutations"] >= LEAST_PERMUTATIONS and math.isfinite(row["threshold"]):
         said += (

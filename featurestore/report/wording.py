@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 LEAST_PERMUTATIONS = 20  # with fewer, no p_max can be below 0.05
 _MOST_DIGITS = 6
+
+
+def covariates_of(thresholds: pd.DataFrame, target: str) -> str | None:
+    """Names of the covariates of a partial map, "" where there are none; None if not known."""
+    if "covariates" not in thresholds:
+        return None
+    names = thresholds["covariates"][thresholds["target"] == target]
+    if names.empty:
+        return None
+    return str(names.iloc[0]) if isinstance(names.iloc[0], str) else ""
 
 
 def raised(name: object) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.report.spreadsheet import csv_text
 from featurestore.report.wording import end_digits
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def write_comparison(
         read_provenance(folder)  # a damaged one is to be known before anything is written
     contents = {
         "md": markdown_comparison(rows, notes=notes, provenance=provenance),
-        "csv": rows.to_csv(index=False, na_rep="NaN"),
+        "csv": csv_text(rows),
     }
     written = []
     for suffix, text in contents.items():

@@ -14,6 +14,7 @@ from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.report.spreadsheet import csv_text
 from featurestore.report.wording import raised
 
 _STATISTICS = {
@@ -115,7 +116,8 @@ def write_tables(
             in the folder's `provenance.json`.
 
     Returns:
-        The files written. The CSV files have all digits, and NaN where a value is undefined.
+        The files written. The CSV files have all digits, and NaN where a value is undefined; a `'`
+        keeps names that begin like a formula from being one.
 
     Raises:
         AnalysisError: `results` is empty, or a damaged `provenance.json`.
@@ -131,8 +133,8 @@ def write_tables(
         stem = stem_of(number)
         contents = {
             f"{stem}.md": markdown_table(rows, notes=notes, provenance=provenance),
-            f"{stem}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
-            f"{stem}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
+            f"{stem}.csv": csv_text(long_table(rows)),
+            f"{stem}-folds.csv": csv_text(rows),
         }
         for name, text in contents.items():
             with replacing(folder / name) as temporary:

@@ -24,7 +24,12 @@ from featurestore.analysis.ridge import PENALTIES, fit_ridge
 from featurestore.analysis.scores import concordance, joint_moments, pooled_concordance, r2
 from featurestore.encoder import load_encoder
 from featurestore.errors import AnalysisError
-from featurestore.report.comparisons import markdown_comparison, write_comparison
+from featurestore.report import latex
+from featurestore.report.comparisons import (
+    markdown_comparison,
+    paper_table,
+    write_comparison,
+)
 
 
 def results(
@@ -306,6 +311,18 @@ def test_tables_and_figure_are_written(tmp_path: Path) -> None:
     assert files[2].read_bytes().startswith(b"\x89PNG")
     with pytest.raises(AnalysisError, match="no row"):
         write_comparison(rows.iloc[:0], tmp_path)
+
+
+def test_ends_beside_zero_and_undefined_values_are_told_as_such() -> None:
+    rows = compare(A, B).iloc[:2].assign(difference=[-0.05, math.nan], low=[-0.1, math.nan])
+    rows = rows.assign(high=[-0.0004, math.nan], first_value=[0.5, math.nan])
+    table = paper_table(rows)
+    assert list(table["Interval"]) == ["-0.100 to -0.0004", "NaN"]
+    assert list(table["Difference"]) == ["-0.050", "NaN"]
+    assert list(table["First value"]) == ["0.500", "NaN"]
+    text = markdown_comparison(rows) + latex.table(table, caption="", label="x")
+    assert "nan" not in text
+    assert "$-$0.100 to $-$0.0004" in text
 
 
 # --- ridge ------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def test_a_map_has_a_tick_in_each_significant_cell() -> None:
     np.testing.assert_allclose(widths, 100 * count / known)
     assert f"\n{count.sum()} of 1,919 units" in pooled.get_title(loc="left")
     assert "without duration, loudness" in partial.get_title(loc="left")
+    assert "\n15 of 1,919 units with partial q < 0.05" in partial.get_title(loc="left")
     assert pooled.images[0].get_clim() == partial.images[0].get_clim()
     assert pooled.images[0].norm.vmin == -pooled.images[0].norm.vmax
 
@@ -186,6 +187,11 @@ def test_a_partial_map_that_is_unknown_is_left_out() -> None:
     maps = data.maps.assign(partial_r=np.nan, partial_q=np.nan)
     figure = draw_map(replace(data, maps=maps), "valence")
     assert sum(bool(axes.images) for axes in figure.axes) == 1
+    none = data.thresholds.assign(covariates="")
+    figure = draw_map(replace(data, thresholds=none), "valence")  # where it is known, and the same
+    assert sum(bool(axes.images) for axes in figure.axes) == 1
+    figure = draw_map(replace(data, thresholds=pd.DataFrame()), "valence")
+    assert "without covariates" in figure.axes[2].get_title(loc="left")
     nothing = maps.assign(r=np.nan, q=np.nan)
     figure = draw_map(replace(data, maps=nothing), "valence")
     assert len(ticks(figure.axes[0])) == 0
@@ -202,6 +208,7 @@ def test_a_partial_map_that_is_unknown_is_left_out() -> None:
 def test_a_speaker_has_the_marker_of_its_verdict() -> None:
     data = contents()
     data.stability.loc[0, "verdict"] = "something else"
+    data.stability.loc[3, "verdict"] = "undefined"
     data.stability.loc[1, ["similarity", "ceiling"]] = np.nan
     figure = draw_stability(data)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -219,7 +226,8 @@ def test_a_speaker_has_the_marker_of_its_verdict() -> None:
         (ceiling,) = lines(axes, "ceiling")
         np.testing.assert_array_equal(ceiling.get_xdata(), rows["ceiling"])
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert keys == ["shared", "own", "noisy", "something else", "ceiling"]
+    assert keys == ["shared", "own", "noisy", "undefined", "something else", "ceiling"]
+    assert_readable(figure)
 
 
 def test_the_most_alike_speaker_is_on_top() -> None:
@@ -306,9 +314,14 @@ def test_comparisons_are_filled_where_the_interval_leaves_out_zero() -> None:
     table.loc[table["target"] == "arousal", "high"] = 0.1
     figure = draw_comparisons(replace(data, comparisons=table))
     dots = [[line for line in axes.get_lines() if line.get_marker() == "o"] for axes in figure.axes]
-    assert [dot.get_xdata()[0] for (dot,) in dots] == [-0.2] * 4
+    assert [axes.get_xlabel() for axes in figure.axes[::2]] == [
+        "difference in MSE (lower is better)",
+        "difference in CCC (higher is better)",
+        "difference in CCC pooled (higher is better)",
+    ]
+    assert [dot.get_xdata()[0] for (dot,) in dots] == [-0.2] * 6
     filled = [dot.get_markerfacecolor() == dot.get_color() for (dot,) in dots]
-    assert filled == [True, False] * 2
+    assert filled == [True, False] * 3
     only = table[table["measure"] == "ccc"].assign(low=np.nan, high=np.nan)
     assert_readable(draw_comparisons(replace(data, comparisons=only)))
 

@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from report_contents import contents
 
 from featurestore.analysis.models import table_sets
+from featurestore.report import page_figures
 from featurestore.report.contents import Contents
 from featurestore.report.page import page_html, write_page
 from featurestore.report.page_data import UNDEFINED, inert_json, quantise, restore
-from featurestore.report.page_tables import Table, number
+from featurestore.report.page_sections import maps
+from featurestore.report.page_tables import Table, interval, number
 from featurestore.report.paper import PRINTED, printed
 
 HOSTILE = (
@@ -253,6 +255,81 @@ def test_figures_of_the_paper_are_said_to_be_of_another_corpus(html: str) -> Non
     assert "another corpus and other weights" in html
 
 
+def test_names_of_targets_and_columns_keep_their_capitals() -> None:
+    made = small()
+    names = {"valence": "emoVal", "arousal": "EmoAct"}
+    tables = {
+        name: table.replace({"target": names})
+        for name, table in vars(made).items()
+        if isinstance(table, pd.DataFrame) and "target" in table
+    }
+    speakers = made.speakers.rename(columns=lambda name: name.replace("arousal", "EmoAct"))
+    speakers = speakers.rename(columns={"sex": "homeTown"})
+    changed = dataclasses.replace(made, targets=list(names.values()), speakers=speakers, **tables)
+    html = page_html(changed)
+    assert "<bdi>EmoVal</bdi></h3>" in html
+    for said in (
+        "EmoAct: similarity of each speaker",
+        "EmoAct: differences in CCC",
+        'class="group">EmoAct</th>',
+        "EmoAct: 36 utterances, 6 folds.",
+        ">HomeTown</th>",
+    ):
+        assert said in html
+    assert "Emoact" not in html
+
+
+def test_a_verdict_has_the_same_shape_in_every_report() -> None:
+    made = small()
+    given = ["undefined", "noisy", "odd", "own", "noisy", "noisy"] * 2
+    changed = dataclasses.replace(made, stability=made.stability.assign(verdict=given))
+    shapes = [verdict_shapes(one) for one in (made, changed)]
+    assert list(shapes[0]) == ["shared", "own", "noisy"]
+    assert list(shapes[1]) == ["own", "noisy", "undefined", "odd"]
+    assert all(shapes[0][name] == shapes[1][name] for name in ("own", "noisy"))
+    assert len(set({**shapes[0], **shapes[1]}.values())) == 5
+
+
+def verdict_shapes(made: Contents) -> dict[str, str]:
+    """Symbols of the verdicts in the figure of speakers."""
+    drawn = page_figures.stability(made, "valence")["data"][1:]
+    return {one["name"]: one["marker"]["symbol"] for one in drawn}
+
+
+def test_an_interval_shows_on_which_side_of_zero_it_is() -> None:
+    assert interval(-0.166, -0.0004) == "\u22120.166 to \u22120.0004"
+    assert interval(-0.1, 0.0) == "\u22120.100 to +0.000"
+    assert interval(0.00002, 0.1, signed=False) == "2.00e\u221205 to 0.100"
+    assert Table("", ("a",), [[interval(-0.1, -0.00004)]]).numeric == [True]
+
+
+def counted(**changes: Any) -> str:
+    """What is said of the first map, with other thresholds."""
+    made = small()
+    return maps(dataclasses.replace(made, thresholds=made.thresholds.assign(**changes)))[0].counts
+
+
+def test_without_covariates_there_is_no_partial_view() -> None:
+    made, partial = small(), 'value="partial_r"'
+    none = made.thresholds.assign(covariates="")
+    assert partial not in page_html(dataclasses.replace(made, thresholds=none))
+    assert "given" not in counted(covariates="")
+    # Nothing known of covariates does not mean that there were none.
+    for thresholds in (made.thresholds, pd.DataFrame()):
+        assert partial in page_html(dataclasses.replace(made, thresholds=thresholds))
+
+
+def test_of_units_that_stand_out_those_are_told_that_still_do() -> None:
+    assert "0.05 (pooled over speakers); 3 of these also given duration, loudness. " in counted()
+
+
+def test_permutations_are_told_of_where_there_are_enough() -> None:
+    said = "In 5 % of 20 permutations of labels within speakers, the largest |r within speakers| of"
+    assert counted(permutations=20).endswith(f". {said} all units exceeds 0.310.")
+    for few in ({"permutations": 0}, {"permutations": 19}, {"threshold": np.nan}):
+        assert counted(**few).endswith("loudness.")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(-0.25, "\u22120.250"), (0.00001, "1.00e\u221205"), (float("nan"), "\u2013"), (0.0, "0.000")],
@@ -408,7 +485,7 @@ def test_pointing_at_a_cell_says_what_it_is(quiet: Opened, shown: Contents) -> N
     row = shown.maps.query("target == 'valence' and layer == 3 and unit == 7").iloc[0]
     text = quiet.point(*quiet.cell(3, 7), wanted=f"{shown.layer_names[3]}, unit 7")
     for said in (
-        f"pooled r: {signed(row.r)} ({signed(row.low)} to {signed(row.high)})",
+        f"pooled r: {signed(row.r)} ({signed(row.low)} to {signed(row.high)})",  # far from zero
         f"q (pooled r): {probability(row.q)}",
         f"p_max: {probability(row.p_max)}",
         "I\u00b2: 0.30",
@@ -417,11 +494,29 @@ def test_pointing_at_a_cell_says_what_it_is(quiet: Opened, shown: Contents) -> N
 
 
 def signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\u2212")
+    return f"{value:+z.2f}".replace("-", "\u2212")
 
 
 def probability(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def test_numbers_beside_zero_have_no_sign_but_ends_of_intervals_do(
+    browser: Any, tmp_path: Path
+) -> None:
+    made = small()
+    maps = made.maps.copy()
+    maps.loc[0, ["r", "low", "high", "i2"]] = [-0.004, -0.25, -0.0004, -0.0]
+    maps.loc[1, ["r", "low", "high", "i2"]] = [0.0, -1e-9, 0.003, -0.001]
+    write_page(dataclasses.replace(made, maps=maps), tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened = Opened(page, (tmp_path / "report.html").as_uri())
+    for unit, said in enumerate(
+        ("+0.00 (\u22120.25 to \u22120.0004)", "+0.00 (+0.00 to +0.003)"),
+    ):
+        text = opened.point(*opened.cell(0, unit), wanted=f"pooled r: {said}")
+        assert plain("I\u00b2: 0.00") in text
+    page.close()
 
 
 def test_a_click_shows_the_unit_by_speaker(quiet: Opened, shown: Contents) -> None:

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from fake_store import corpus, with_coords
 
+from featurestore.analysis.comparison import compare, rows_of
 from featurestore.analysis.correlation import correlate_all
 from featurestore.analysis.regression import evaluate
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.report.comparisons import write_comparison
 from featurestore.report.correlations import write_correlations
 from featurestore.report.figures import heatmap, in_paper_order, overview
 from featurestore.report.names import file_names
@@ -131,6 +133,29 @@ def test_tables(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read, long_table(results), check_dtype=False)
     with written[2].open(encoding="utf-8", newline="") as lines:
         assert len(list(csv.DictReader(lines))) == len(results)
+
+
+def test_a_caption_keeps_the_capitals_of_a_target() -> None:
+    results = evaluate(corpus(), targets=("arousal",), features=5).assign(target="emoAct")
+    assert "EmoAct: 77 utterances, 5 speakers, 5 folds." in markdown_table(results)
+
+
+def test_no_name_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    formula = '=HYPERLINK("http://example.org", "x")'
+    results = evaluate(corpus(), targets=("arousal",), features=5)
+    results = results.replace(
+        {"speaker": {"s0": formula, "s1": "-5"}, "feature_set": {"train mean": "@SUM(1)"}}
+    )
+    results["fold"] = results["speaker"]
+    write_tables(results, tmp_path)
+    write_comparison(
+        compare(rows_of(results, "@SUM(1)"), rows_of(results, "5 best of all units")), tmp_path
+    )
+    folds = pd.read_csv(tmp_path / "table1-folds.csv")
+    assert set(folds["speaker"]) == {f"'{formula}", "-5", "s2", "s3", "s4"}
+    assert "'@SUM(1)" in set(pd.read_csv(tmp_path / "table1.csv")["Features"])
+    assert set(pd.read_csv(tmp_path / "comparison.csv")["first"]) == {"'@SUM(1)"}
+    assert list(folds["mse"]) == pytest.approx(list(results["mse"]))
 
 
 def test_undefined_cells_are_nan_and_explained(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from featurestore.report.wording import raised
 from featurestore.study.config import Pair
 from featurestore.study.statements import (
     INTERVALS,
@@ -104,6 +105,19 @@ def test_sentences_of_permutations_comparisons_and_trends() -> None:
     assert statements({}) == []
 
 
+def test_a_trend_that_its_test_does_not_see_is_hedged() -> None:
+    trend = {"features": "gate", "slope": -0.2, "low": -0.3, "high": -0.1}
+    for target, end in (
+        ("arousal", ": it falls towards the text{} (gate)."),
+        ("valence - arousal", ", against that of arousal{} (gate)."),
+    ):
+        for p, doubt in ((0.43, " by the interval, not by the t test"), (0.01, "")):
+            (said, _) = statements({"trends": pd.DataFrame([{**trend, "target": target, "p": p}])})
+            comma = "," if doubt and " - " in target else ""
+            assert said.endswith(end.format(comma + doubt))
+            assert f"({MINUS}0.300 to {MINUS}0.100), p = {p:.3f}" in said
+
+
 def test_sentences_of_maps() -> None:
     thresholds = {
         "target": "arousal", "defined": 1920, "significant": 1500, "speakers": 10,
@@ -117,14 +131,18 @@ def test_sentences_of_maps() -> None:
     one = {"thresholds": pd.DataFrame([thresholds]), "maps": maps}
     (said, _) = statements(one)
     assert "1,500 of 1,920 units follow arousal (q < 0.05, random effects over 10 speakers)" in said
-    assert f"the largest r is {MINUS}0.800 ({MINUS}0.900 to {MINUS}0.700)" in said
+    assert f"the strongest r is {MINUS}0.800 ({MINUS}0.900 to {MINUS}0.700)" in said
     assert ", unit 6 of layer 1." in said
     assert "Given" not in said
     assert "shuffled" not in said
     more = {**thresholds, "covariates": "duration", "permutations": 99, "threshold": 0.3}
     (said, _) = statements({**one, "thresholds": pd.DataFrame([more])})
     assert "Given duration, 3 still do." in said
+    assert "0 units exceed the largest |r within speakers| that shuffled labels reach" in said
     assert "99 permutations (0.300)" in said
+    for changes in ({"permutations": 19}, {"permutations": 0}, {"threshold": np.nan}):
+        (said, _) = statements({**one, "thresholds": pd.DataFrame([{**more, **changes}])})
+        assert "shuffled" not in said  # of fewer than 20, none can be below 5 %
     alone = maps.assign(low=np.nan, high=np.nan)
     (said, _) = statements({"thresholds": one["thresholds"], "maps": alone})
     assert "(too few speakers for an interval)" in said
@@ -139,6 +157,21 @@ def test_sentences_of_speakers() -> None:
     (said, _) = statements({"stability": table})
     assert said.startswith("Arousal: 2 of 4 speakers show the pattern of the others, 1 a reliable")
     assert "of 1 the correlations are too noisy" in said
+    assert "judged" not in said
+    more = pd.DataFrame({"target": "arousal", "verdict": [*verdicts, "undefined", "undefined"]})
+    (said, _) = statements({"stability": more})
+    assert said.startswith("Arousal: 2 of 4 speakers show the pattern of the others, 1 a reliable")
+    assert "tell. 2 more cannot be judged, " in said
+    (said, _) = statements({"stability": more.assign(verdict="undefined")})
+    assert said.startswith("Arousal: no speaker can be judged, ")
+
+
+def test_of_a_name_only_the_first_letter_is_raised() -> None:
+    assert [raised(name) for name in ("emoAct", "VAD", "", "a b")] == ["EmoAct", "VAD", "", "A b"]
+    assert compared("A", "B", "emoAct", [row()]).startswith("EmoAct: ")
+    assert compared("A", "B", "emoAct", []).startswith("EmoAct: ")
+    stability = pd.DataFrame({"target": ["EmoAct"], "verdict": "own"})
+    assert statements({"stability": stability})[0].startswith("EmoAct: ")
 
 
 def test_numbers_are_written_for_people() -> None:
@@ -148,3 +181,12 @@ def test_numbers_are_written_for_people() -> None:
     assert number(np.nan) == number(np.inf) == "undefined"
     assert (probability(0.0009), probability(0.001)) == ("p < 0.001", "p = 0.001")
     assert "nan" not in span(np.nan, 0.1)
+
+
+def test_an_end_beside_zero_is_not_printed_as_zero() -> None:
+    assert span(-0.166, -0.0004) == f"({MINUS}0.166 to {MINUS}0.0004)"
+    assert span(0.000012, 0.1) == "(+0.00001 to +0.100)"
+    assert span(-0.2, 0.0) == f"({MINUS}0.200 to +0.000)"
+    assert span(-1e-9, -0.0006) == f"(+0.000 to {MINUS}0.001)"
+    text = compared("A", "B", "arousal", [row(difference=-0.05, low=-0.1, high=-0.0004)])
+    assert f": worse (CCC {MINUS}0.050 ({MINUS}0.100 to {MINUS}0.0004), p = 0.004)." in text

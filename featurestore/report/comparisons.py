@@ -13,13 +13,15 @@ import pandas as pd
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.report.spreadsheet import csv_text
+from featurestore.report.wording import end_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _HEADINGS = {"mse": "MSE", "ccc": "CCC", "ccc_pooled": "CCC pooled"}
-_DRAWN = ("mse", "ccc_pooled")
+_DRAWN = ("mse", "ccc", "ccc_pooled")
 _LONGEST = 34  # characters of a feature set's name beside a row
 
 
@@ -60,17 +62,26 @@ def paper_table(rows: pd.DataFrame) -> pd.DataFrame:
             "Measure": [_HEADINGS.get(one, str(one)) for one in rows["measure"]],
             "First": rows["first"].astype(str),
             "Second": rows["second"].astype(str),
-            "First value": [f"{value:z.3f}" for value in rows["first_value"]],
-            "Second value": [f"{value:z.3f}" for value in rows["second_value"]],
-            "Difference": [f"{value:+z.3f}" for value in rows["difference"]],
+            "First value": [_number(value) for value in rows["first_value"]],
+            "Second value": [_number(value) for value in rows["second_value"]],
+            "Difference": [_number(value, sign="+") for value in rows["difference"]],
             "Interval": [
-                f"{low:+z.3f} to {high:+z.3f}"
-                for low, high in zip(rows["low"], rows["high"], strict=True)
+                _interval(low, high) for low, high in zip(rows["low"], rows["high"], strict=True)
             ],
             "p": [probability(p) for p in rows["p"]],
             "Speakers": rows["speakers"].astype(str),
         }
     )
+
+
+def _number(value: float, *, sign: str = "", digits: int = 3) -> str:
+    return f"{value:{sign}z.{digits}f}" if math.isfinite(value) else "NaN"
+
+
+def _interval(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "NaN"
+    return " to ".join(_number(end, sign="+", digits=end_digits(end)) for end in (low, high))
 
 
 def caption(rows: pd.DataFrame) -> str:
@@ -122,7 +133,7 @@ def write_comparison(
         read_provenance(folder)  # a damaged one is to be known before anything is written
     contents = {
         "md": markdown_comparison(rows, notes=notes, provenance=provenance),
-        "csv": rows.to_csv(index=False, na_rep="NaN"),
+        "csv": csv_text(rows),
     }
     written = []
     for suffix, text in contents.items():

@@ -31,6 +31,7 @@ from featurestore.report.canvas import (
     wrapped,
 )
 from featurestore.report.contents import Contents
+from featurestore.report.wording import covariates_of
 
 SIGNIFICANT = 0.05  # of q, the false discovery rate
 _ROW = 0.155  # inches of a speaker's row
@@ -41,8 +42,9 @@ _VERDICTS: Mapping[str, Mapping[str, Any]] = {
     "shared": {"marker": "o", "color": "#0072b2"},
     "own": {"marker": "D", "color": "#d98200"},
     "noisy": {"marker": "X", "color": "0.35"},
+    "undefined": {"marker": "s", "color": "0.35", "markerfacecolor": "white"},
 }
-_OTHER = ("s", "^", "v", "P")
+_OTHER = ("^", "v", "P", "p")
 
 
 def said_below(contents: Contents, *notes: str) -> str:
@@ -129,9 +131,8 @@ class _Panel:
 
 
 def _map_panels(contents: Contents, rows: pd.DataFrame, target: str) -> list[_Panel]:
-    """The map, and the partial one if anything of it is known."""
-    facts = rows_of_target(contents.thresholds, target)
-    covariates = facts["covariates"].iloc[0] if "covariates" in facts and len(facts) else ""
+    """The map, and the partial one if there are covariates and anything of it is known."""
+    covariates = covariates_of(contents.thresholds, target)
     shape = (len(contents.layer_names), int(rows["unit"].max()) + 1)
     cell = (rows["layer"].to_numpy(int), rows["unit"].to_numpy(int))
     found = []
@@ -139,13 +140,15 @@ def _map_panels(contents: Contents, rows: pd.DataFrame, target: str) -> list[_Pa
         ("r", "q", "pooled over speakers"),
         ("partial_r", "partial_q", f"without {covariates or 'covariates'}"),
     ):
-        if value == "partial_r" and (value not in rows or rows[value].isna().all()):
-            continue
+        unknown = value not in rows or rows[value].isna().all()
+        if value == "partial_r" and (covariates == "" or unknown):
+            continue  # without covariates it is the map above again
         r, marked = np.full(shape, np.nan), np.zeros(shape, bool)
         r[cell] = rows[value].to_numpy(np.float64)
         marked[cell] = (rows[q] < SIGNIFICANT).to_numpy()
         marked &= np.isfinite(r)
-        count = f"{marked.sum():,} of {np.isfinite(r).sum():,} units with q < {SIGNIFICANT}"
+        said_q = q.replace("_", " ")
+        count = f"{marked.sum():,} of {np.isfinite(r).sum():,} units with {said_q} < {SIGNIFICANT}"
         name = f"{shortened(target)}: {value.replace('_', ' ')}"
         said = wrapped(what, width=78 - len(name), most=2)
         found.append(_Panel(f"{name} {said}\n{count}", r, marked))

@@ -34,6 +34,7 @@ from featurestore.report.canvas import (
     unit_map,
 )
 from featurestore.report.canvas import save as _save
+from featurestore.report.wording import raised
 
 ALL = "all"  # group name of correlations over all utterances
 
@@ -144,7 +145,7 @@ def overview(
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_title(plain(target.capitalize()), loc="left", fontweight="bold")
+        axes.set_title(plain(raised(target)), loc="left", fontweight="bold")
         _layer_ticks(axes, panel)
         labels = _group_labels(panel, by)
         # Repeated only where a target has other numbers of utterances.
@@ -194,7 +195,7 @@ def _map_panel(axes: Axes, panel: xr.Dataset, target: str, limit: float, *, last
     if last:
         axes.set_xlabel("unit", fontsize=9)
     n = int(panel["n"].values.max(initial=0))
-    axes.set_title(plain(f"{target.capitalize()}  (n = {n:,})"), loc="left", fontweight="bold")
+    axes.set_title(plain(f"{raised(target)}  (n = {n:,})"), loc="left", fontweight="bold")
     return image
 
 
@@ -248,7 +249,7 @@ def _title(panel: xr.Dataset, group: str | None) -> str:
     parts = [str(panel.attrs.get(key, "")) for key in ("statistic", "capture", "view")]
     what = f"{parts[0]} of {parts[1]}, view {parts[2]}" if all(parts) else "pooled activations"
     by = str(panel.attrs.get("by", ALL))
-    who = "All utterances" if group is None or by == ALL else f"{by.capitalize()} {group}"
+    who = "All utterances" if group is None or by == ALL else f"{raised(by)} {group}"
     return f"{who}: how each unit ({what}) follows the labels"
 
 

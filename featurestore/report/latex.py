@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from featurestore.report.wording import raised
+
 _LONG = 40  # rows; more do not fit a page
 
 _SPECIAL = str.maketrans(
@@ -35,7 +37,7 @@ _HEADINGS = {
     "first_abs_r": "First layers' mean |r|",
     "last_abs_r": "Last layers' mean |r|",
     "label_sd": "Label SD",
-    "partial_significant": "Significant, partial",
+    "partial_significant": "Significant, also partial",
     "null_mean": "Permuted mean",
     "null_low": "Permuted low",
     "null_high": "Permuted high",
@@ -113,4 +115,4 @@ def _heading(name: str) -> str:
     """A column's name for readers."""
     if name in _HEADINGS:
         return _HEADINGS[name]
-    return (name[:1].upper() + name[1:]).replace("_", " ") if name.isidentifier() else name
+    return raised(name).replace("_", " ") if name.isidentifier() else name

@@ -15,6 +15,7 @@ from featurestore.report import page_figures
 from featurestore.report.contents import Contents
 from featurestore.report.page_data import inert_json, payload
 from featurestore.report.page_sections import maps, sections, utterances
+from featurestore.report.wording import raised
 
 _ASSETS = "featurestore.report.assets"
 
@@ -53,6 +54,7 @@ def page_html(contents: Contents, *, files: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["raised"] = raised
     parts, chosen = sections(contents), utterances(contents)
     figures = [figure for section in parts for figure in section.figures]
     figures += [one.figure for one in chosen]

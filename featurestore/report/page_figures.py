@@ -42,6 +42,8 @@ STYLE = {
     "undefined": UNDEFINED,
 }
 
+# In this order, so that a verdict has the same shape in every report.
+_VERDICTS = ("shared", "own", "noisy", "undefined")
 _MOST_NAMES = 26  # of layers that fit side by side
 _SHORT = 22
 
@@ -148,7 +150,8 @@ def _layer(contents: Contents, layer: float) -> str:
 def stability(contents: Contents, target: str) -> Spec:
     """Per speaker, the similarity to the others and the ceiling that it could reach."""
     rows = contents.stability[contents.stability["target"] == target]
-    verdicts = list(dict.fromkeys(contents.stability["verdict"].map(str)))
+    seen = list(dict.fromkeys(contents.stability["verdict"].map(str)))
+    verdicts = [*_VERDICTS, *(one for one in seen if one not in _VERDICTS)]
     places = list(range(len(rows)))
     speakers = [str(name) for name in rows["speaker"]]
     data: list[Spec] = [
@@ -167,6 +170,8 @@ def stability(contents: Contents, target: str) -> Spec:
         }
     ]
     for index, verdict in enumerate(verdicts):
+        if verdict not in seen:
+            continue
         chosen = [place for place in places if str(rows["verdict"].iloc[place]) == verdict]
         values = [rows["similarity"].iloc[place] for place in chosen]
         data.append(

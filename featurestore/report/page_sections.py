@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ from featurestore.report.page_data import has_map
 from featurestore.report.page_figures import Spec
 from featurestore.report.page_tables import Table, number
 from featurestore.report.page_traces import by_utterance, utterance
+from featurestore.report.wording import LEAST_PERMUTATIONS, covariates_of, raised
 
 _MEASURES = ("ccc", "ccc_pooled", "mse", "r2")  # in the order in which figures are shown
 _CONTROLS = "controls"  # the table of results that is shown beside permutations
@@ -64,10 +66,12 @@ class Map:
     Attributes:
         target: label.
         counts: how many units stand out, "" if that was not counted.
+        partial: whether there is a partial map that is another one.
     """
 
     target: str
     counts: str = ""
+    partial: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def maps(contents: Contents) -> list[Map]:
     found = []
     for target in map(str, contents.targets):
         if has_map(contents.maps, target):
-            found.append(Map(target, _counts(contents, target)))
+            partial = covariates_of(contents.thresholds, target) != ""
+            found.append(Map(target, _counts(contents, target), partial))
     return found
 
 
@@ -122,12 +127,15 @@ def _counts(contents: Contents, target: str) -> str:
         f"Of {int(row['defined']):,} units whose correlation is defined, "
         f"{int(row['significant']):,} have q < 0.05 (pooled over speakers)"
     )
-    if isinstance(row["covariates"], str) and row["covariates"]:
-        said += f"; {int(row['partial_significant']):,} given {row['covariates']}"
-    return (
-        f"{said}. In 5 % of {int(row['permutations']):,} permutations of labels within speakers, "
-        f"the largest |r| of all units exceeds {number(row['threshold'])}."
-    )
+    if given := covariates_of(contents.thresholds, target):
+        said += f"; {int(row['partial_significant']):,} of these also given {given}"
+    said += "."
+    if row["permutations"] >= LEAST_PERMUTATIONS and math.isfinite(row["threshold"]):
+        said += (
+            f" In 5 % of {int(row['permutations']):,} permutations of labels within speakers, the "
+            f"largest |r within speakers| of all units exceeds {number(row['threshold'])}."
+        )
+    return said
 
 
 def _maps(contents: Contents) -> Section | None:
@@ -138,9 +146,9 @@ def _maps(contents: Contents) -> Section | None:
         "is the correlation of the unit's pooled value with the label: red where it rises with the "
         "label, blue where it falls, grey where it is undefined.",
         "q is the rate of false discoveries among units at least as significant; p_max the share "
-        "of permutations in which the largest |r| of all units is as large as this one's; "
-        "I\N{SUPERSCRIPT TWO} the part of the spread between speakers that sampling does not "
-        "explain.",
+        "of permutations in which the largest |r within speakers| of all units is as large as this "
+        "one's; I\N{SUPERSCRIPT TWO} the part of the spread between speakers that sampling does "
+        "not explain.",
     ]
     return Section("maps", "Which units follow the labels", "Maps", "maps", paragraphs)
 
@@ -151,7 +159,7 @@ def _stability(contents: Contents) -> Section | None:
     figures = [
         Figure(
             f"stability-{index}",
-            f"{target.capitalize()}: similarity of each speaker to the others",
+            f"{raised(target)}: similarity of each speaker to the others",
             page_figures.stability(contents, target),
         )
         for index, target in enumerate(_targets(contents, contents.stability["target"]))
@@ -160,7 +168,8 @@ def _stability(contents: Contents) -> Section | None:
         "A marker is how similar a speaker's map of correlations is to that of the other speakers, "
         "its shape the verdict; the upright line is the ceiling that the reliability of the "
         "speaker's own map allows. Correlations far left of their ceiling are the speaker's own; a "
-        "low ceiling means too few utterances to tell."
+        "low ceiling means too few utterances to tell. A verdict is undefined for want of labels, "
+        "of utterances or of others that are reliable; what has no similarity has no marker."
     ]
     return Section(
         "stability",
@@ -250,7 +259,7 @@ def _comparisons(contents: Contents) -> Section | None:
     figures = [
         Figure(
             f"forest-{target_index}-{measure}",
-            f"{target.capitalize()}: differences in {page_tables.MEASURES.get(measure, measure)}",
+            f"{raised(target)}: differences in {page_tables.MEASURES.get(measure, measure)}",
             page_figures.forest(contents, target, measure),
         )
         for measure in _measures(table["measure"])

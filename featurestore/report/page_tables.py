@@ -13,6 +13,7 @@ import pandas as pd
 from featurestore.analysis.scores import summarise
 from featurestore.report.contents import Contents
 from featurestore.report.paper import SOURCE, printed
+from featurestore.report.wording import end_digits, raised
 
 NONE = "\N{EN DASH}"  # an undefined value
 _NUMBER = r"(< )?[+\u2212]?[0-9][0-9,.]*(e[+\u2212][0-9]+)?"
@@ -77,7 +78,9 @@ def interval(low: float, high: float, *, signed: bool = True) -> str:
     """Both ends of an interval."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return NONE
-    return f"{number(low, signed=signed)} to {number(high, signed=signed)}"
+    if not signed:
+        return f"{number(low)} to {number(high)}"
+    return " to ".join(number(end, digits=end_digits(end), signed=True) for end in (low, high))
 
 
 def probability(p: float) -> str:
@@ -121,9 +124,9 @@ def speakers(contents: Contents) -> Table:
     return Table(
         "Speakers, with mean and standard deviation (SD) of their labels and the number of "
         "utterances without one.",
-        [str(name).capitalize() for name in plain] + ["Mean", "SD", "Missing"] * len(targets),
+        [raised(name) for name in plain] + ["Mean", "SD", "Missing"] * len(targets),
         rows,
-        groups=[("", len(plain)), *((str(t).capitalize(), 3) for t in targets)],
+        groups=[("", len(plain)), *((raised(t), 3) for t in targets)],
     )
 
 
@@ -277,7 +280,7 @@ def _regression(name: str, summary: pd.DataFrame) -> Table:
                 ]
             )
     counts = [
-        f"{str(target).capitalize()}: {_counts(group['utterances'])} utterances, "
+        f"{raised(target)}: {_counts(group['utterances'])} utterances, "
         f"{_counts(group['folds'])} folds."
         for target, group in summary.groupby("target", sort=False)
     ]

@@ -14,6 +14,8 @@ from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.report.spreadsheet import csv_text
+from featurestore.report.wording import raised
 
 _STATISTICS = {
     "MSE mean": "mse_mean",
@@ -49,7 +51,7 @@ def caption(results: pd.DataFrame) -> str:
     for target, rows in results.groupby("target", sort=False):
         speakers = rows.drop_duplicates("speaker")
         sentences.append(
-            f"{str(target).capitalize()}: {int(speakers['n_test'].sum()):,} utterances, "
+            f"{raised(target)}: {int(speakers['n_test'].sum()):,} utterances, "
             f"{len(speakers)} speakers, {rows['fold'].nunique()} folds."
         )
     alone = bool((results["fold"] == results["speaker"]).all())
@@ -114,7 +116,8 @@ def write_tables(
             in the folder's `provenance.json`.
 
     Returns:
-        The files written. The CSV files have all digits, and NaN where a value is undefined.
+        The files written. The CSV files have all digits, and NaN where a value is undefined; a `'`
+        keeps names that begin like a formula from being one.
 
     Raises:
         AnalysisError: `results` is empty, or a damaged `provenance.json`.
@@ -130,8 +133,8 @@ def write_tables(
         stem = stem_of(number)
         contents = {
             f"{stem}.md": markdown_table(rows, notes=notes, provenance=provenance),
-            f"{stem}.csv": long_table(rows).to_csv(index=False, na_rep="NaN"),
-            f"{stem}-folds.csv": rows.to_csv(index=False, na_rep="NaN"),
+            f"{stem}.csv": csv_text(long_table(rows)),
+            f"{stem}-folds.csv": csv_text(rows),
         }
         for name, text in contents.items():
             with replacing(folder / name) as temporary:

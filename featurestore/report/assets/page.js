@@ -35,8 +35,21 @@
     return value;
   }
 
-  const fixed = (value, digits = 2) => value.toFixed(digits).replace("-", "\u2212");
-  const signed = (value) => (value > 0 ? "+" : "") + fixed(value);
+  // What rounds to zero has no minus sign.
+  function fixed(value, digits = 2) {
+    const text = value.toFixed(digits);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "\u2212");
+  }
+  function signed(value, digits = 2) {
+    const text = fixed(value, digits);
+    return text.startsWith("\u2212") ? text : `+${text}`;
+  }
+  // Of an interval, with as many digits as show on which side of zero it is.
+  function end(value) {
+    let digits = 2;
+    while (digits < 6 && Number(value.toFixed(digits)) === 0) digits += 1;
+    return signed(value, Number(value.toFixed(digits)) === 0 ? 2 : digits);
+  }
   const plain = (value) => (Number.isFinite(value) ? fixed(value) : "undefined");
   function probability(value) {
     if (!Number.isFinite(value)) return "undefined";
@@ -99,7 +112,7 @@
     const view = VIEWS[choices.view];
     const r = map[choices.view][cell];
     const low = view.low ? map[view.low][cell] : NaN;
-    const interval = Number.isFinite(low) ? ` (${signed(low)} to ${signed(map[view.high][cell])})` : "";
+    const interval = Number.isFinite(low) ? ` (${end(low)} to ${end(map[view.high][cell])})` : "";
     const q = choices.view === "partial_r" ? "partial_q" : "q";
     return [
       [view.name, Number.isFinite(r) ? signed(r) + interval : "undefined"],

@@ -16,6 +16,7 @@ from featurestore.files import replacing
 from featurestore.provenance import Provenance, read_provenance, record_results
 from featurestore.report.figures import ALL, group_dim, heatmap, overview
 from featurestore.report.names import file_names
+from featurestore.report.spreadsheet import csv_text
 
 
 def write_correlations(
@@ -56,7 +57,7 @@ def write_correlations(
     for target, data in correlations.items():
         path = folder / f"correlation-{targets[target]}.csv"
         with replacing(path) as temporary:
-            tidy(data).to_csv(temporary, index=False, na_rep="NaN")
+            temporary.write_text(csv_text(tidy(data)), encoding="utf-8", newline="\n")
         written.append(path)
     if all({"layer", "unit"} <= set(data["r"].dims) for data in correlations.values()):
         written += _write_figures(correlations, folder, " ".join(notes) or None, provenance)

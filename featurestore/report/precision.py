@@ -13,6 +13,7 @@ import pandas as pd
 from featurestore.analysis.precision import REFERENCE
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.report.spreadsheet import csv_text
 
 _BYTES = "MB per hour"
 _FRAMES = {
@@ -82,7 +83,7 @@ def write_precision(
     written = []
     for suffix, text in (
         ("md", markdown_precision(audit, notes=notes)),
-        ("csv", audit.to_csv(index=False, na_rep="NaN")),
+        ("csv", csv_text(audit)),
     ):
         path = Path(out_dir) / f"precision.{suffix}"
         with replacing(path) as temporary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,16 +103,17 @@ def correlate(
     from featurestore.report.correlations import write_correlations
 
     check_folder(output)
+    targets = chosen_targets(target)
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         found = correlate_all(
-            source.store, targets=target, by=by, view=view, capture=capture, statistic=statistic
+            source.store, targets=targets, by=by, view=view, capture=capture, statistic=statistic
         )
         said = caveats(source.store, view, notes)
         origin = source.provenance(
             views=[view],
             capture=capture,
             statistic=statistic,
-            targets=target,
+            targets=targets,
             by=by,
             command=command_line(),
         )
@@ -182,7 +183,7 @@ def evaluate(
 
     _check_choices(own, compared, capture)
     check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets = chosen_targets(target)
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         chosen: dict[str, Any] = {"table": table, "features": features, "folds": folds}
         if own:
@@ -282,6 +283,11 @@ def _compared(store: Store, view: str, table: int) -> list[str]:
 
     wanted = {one.features for one in table_sets(table)}
     return [view, *(kind for kind in ("mfcc", "egemaps") if kind in wanted & store.kinds)]
+
+
+def chosen_targets(asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels that were asked for, each once, or those of the paper."""
+    return tuple(dict.fromkeys(asked or ("valence", "arousal")))
 
 
 def command_line() -> str:

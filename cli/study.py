@@ -14,6 +14,7 @@ from featurestore.cli.analysis import (
     SchedulerOption,
     analysis_notes,
     check_folder,
+    chosen_targets,
     command_line,
     note_older,
 )
@@ -47,7 +48,7 @@ StudyViewOption = Annotated[
 PermutationsOption = Annotated[
     int, typer.Option(min=0, help="Of the labels within speakers; 0 for none.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 FoldsOption = Annotated[
     str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
 ]
@@ -86,8 +87,7 @@ def report(
     check_folder(output)
     plan: dict[str, Any] = {"view": view, "capture": capture or "", "folds": folds}
     plan |= {"permutations": permutations, "seed": seed}
-    if target:
-        plan["targets"] = tuple(target)
+    plan["targets"] = chosen_targets(target)
     chosen = replace(default_study(store, str(output), **plan), title=title)
     with cluster_client(scheduler), analysis_notes():
         found = run(
@@ -131,7 +131,7 @@ def maps(
     from featurestore.study.views import Studied, caveats_of, covariate_views, main_view
 
     check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets = chosen_targets(target)
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         studied = Studied(source.store)
         main = main_view(studied.facts, view)
@@ -197,14 +197,14 @@ def trace(
     from featurestore.study.views import Studied, caveats_of, in_view, main_view, views_of
 
     check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets = chosen_targets(target)
     with analysis_notes(), reading(store) as source:
         facts = Studied(source.store).facts
         main = main_view(facts, view)
         expression = in_view(features or NETWORK, main.name)
         named = f"{f'{best} best of ' if best else ''}{features or 'all units'}, {model}"
         chosen = FeatureSet(named, expression, best, model=model)  # type: ignore[arg-type]
-        found = run(source.store, id, targets=targets, model=chosen)
+        found = run(source.store, list(dict.fromkeys(id)), targets=targets, model=chosen)
         said = [*caveats_of(main, source.store.pooled(main.name), targets), *(notes or [])]
         origin = source.provenance(
             views=views_of(facts, [main.name, expression]), statistic="mean", targets=targets,
@@ -240,7 +240,7 @@ def study_run(
 ) -> None:
     """Ingest a corpus and report on it; what has not changed since the last run is not done again.
 
-    The report says what was taken from the last run.
+    What was taken from the last run is said at the end, and in --json.
     """
     from featurestore.study.config import read_study
     from featurestore.study.run import plan_lines, run_study

@@ -192,6 +192,34 @@ def test_trace_follows_an_utterance(run: Run, store: Path, view: str, tmp_path: 
     assert sources(tmp_path / "b") == {"tiny"}
 
 
+def test_a_label_that_is_named_twice_counts_once(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    twice = ("--view", view, "-t", "arousal", "-t", "arousal", "--json")
+    said = run("map", store, *twice, "-o", tmp_path / "a", "--permutations", 0).json
+    assert [row["target"] for row in said["maps"]] == ["arousal"]
+    said = run("trace", store, *twice, "--id", "u003", "--id", "u003", "-o", tmp_path / "b").json
+    assert [(row["id"], row["target"]) for row in said["traces"]] == [("u003", "arousal")]
+    sets = ("--set", "mfcc", "--set", "network", "--model", "ridge", "--compare")
+    said = run("evaluate", store, *twice, *sets, "-o", tmp_path / "c").json
+    assert [row["target"] for row in said["rows"]] == ["arousal"] * 2
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_a_report_of_a_label_that_is_named_twice(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    twice = ("-t", "arousal", "-t", "arousal")
+    said = run("report", store, "--view", view, *twice, "-o", tmp_path, *QUICK, "--json").json
+    assert {row["target"] for row in said["comparisons"]} == {"arousal"}
+
+
+@pytest.mark.parametrize("command", ["report", "map"])
+def test_a_seed_is_no_negative_number(run: Run, store: Path, tmp_path: Path, command: str) -> None:
+    said = run(command, store, "-o", tmp_path / "x", "--seed", -1, code=2).err
+    assert "--seed" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -258,6 +258,13 @@ def test_a_seed_is_no_negative_number(run: Run, store: Path, tmp_path: Path, com
             ("evaluate", "STORE", "--set", "mfcc", "--capture", "skip", "-o", "x"),
             "network.skip.mean",
         ),
+        (("evaluate", "STORE", "--model", "ols", "-o", "x"), "--model ols is for sets"),
+        (("evaluate", "STORE", "--best", "5", "-o", "x"), "--best 5 is for sets"),
+        (("evaluate", "STORE", "--scale", "none", "-o", "x"), "--scale none is for sets"),
+        (("evaluate", "STORE", "--select", "pca", "-o", "x"), "--select pca is for sets"),
+        (("evaluate", "STORE", "--set", "mfcc", "--table", "1", "-o", "x"), "--table 1 is for"),
+        (("evaluate", "STORE", "--set", "mfcc", "--features", "100", "-o", "x"), "--best 100"),
+        (("evaluate", "STORE", "--set", "mfcc", "--select", "pca", "-o", "x"), "--best 100"),
     ],
 )
 def test_errors_are_one_line(

@@ -30,7 +30,7 @@ STEMS = {
 }
 IN_PAPERS = {
     *("table1", "table2", "comparisons", "permutations", "speakers", "stability", "thresholds"),
-    "trends",
+    *("trends", "confounds", "curves"),
 }
 FIGURES = {
     *("map-valence", "map-arousal", "stability", "confounds", "layer-curves", "comparisons"),
@@ -188,6 +188,17 @@ def test_csv_files_take_any_name(tmp_path: Path) -> None:
     assert "张三" in (tmp_path / "speakers.tex").read_text(encoding="utf-8")
 
 
+def test_no_name_is_a_formula(tmp_path: Path) -> None:
+    live = ['=HYPERLINK("http://x")', "+1+1", "-x", "@SUM(A1)", "\t=1", "\r=1", "-0.1 to +0.2"]
+    inert = ["a=b", "-0.5", "+3", "-inf", "'=1", ""]
+    speakers = pd.DataFrame({"speaker": [*live, *inert], "=cmd_mean": -1.5})
+    write_files(Contents("", (), (), {}, speakers), tmp_path)
+    read = pd.read_csv(tmp_path / "speakers.csv", dtype={"speaker": str}, keep_default_na=False)
+    assert list(read.columns) == ["speaker", "'=cmd_mean"]
+    assert list(read["speaker"]) == [f"'{one}" for one in live] + inert
+    assert set(read["'=cmd_mean"]) == {-1.5}
+
+
 # --- LaTeX ------------------------------------------------------------------------------------
 
 
@@ -243,6 +254,18 @@ def test_numbers_have_three_decimals_and_a_minus() -> None:
     ]
     assert "Features & Permuted low & n & p & Interval & Permutations" in text
     assert "{lrrrlr}" in text
+
+
+def test_confounds_and_curves_in_latex_name_their_layers(small: Contents, folder: Path) -> None:
+    text = (folder / "confounds.tex").read_text()
+    assert "Covariate & Over & Layer & Mean \\textbar{}r\\textbar{}" in text
+    rows = rows_of_tex(text)
+    assert [row[0] for row in rows[:3]] == ["duration"] * 3
+    assert [row[2] for row in rows[:3]] == [latex.escaped(one) for one in small.layer_names]
+    rows = rows_of_tex((folder / "curves.tex").read_text())
+    assert len(rows) == len(small.curves)
+    assert {row[3] for row in rows} == {"CCC", "MSE"}
+    assert "Mean" not in rows[0]
 
 
 def test_measures_and_differences_are_headed_for_readers(folder: Path) -> None:

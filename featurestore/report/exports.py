@@ -15,6 +15,7 @@ from featurestore.files import replacing
 from featurestore.report import comparisons, latex
 from featurestore.report.contents import Contents
 from featurestore.report.names import file_names
+from featurestore.report.spreadsheet import csv_text
 from featurestore.report.tables import caption, long_table, stem_of, undefined_means
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def write_files(contents: Contents, folder: str | os.PathLike[str]) -> list[Path
 
     written = []
     for stem, table in tables_of(contents).items():
-        texts = {"csv": table.data.to_csv(index=False, na_rep="NaN", lineterminator="\n")}
+        texts = {"csv": csv_text(table.data)}
         if table.paper is not None:
             said = " ".join([table.caption, *contents.caveats])
             texts["tex"] = latex.table(table.paper, caption=said, label=f"tab:{stem}")
@@ -136,8 +137,10 @@ def tables_of(contents: Contents) -> dict[str, Table]:
         found[name] = Table(table, table, said)
     for target, rows in _by_target(contents.maps, contents).items():
         found[f"map-{target}"] = Table(rows)
-    found["confounds"] = Table(contents.confounds)
-    found["curves"] = Table(contents.curves)
+    confounds = _layers_named(contents.confounds, contents).rename(columns=_OF_CONFOUNDS)
+    found["confounds"] = Table(contents.confounds, confounds, _CONFOUNDS)
+    curves = _layers_named(contents.curves, contents)
+    found["curves"] = Table(contents.curves, curves, _CURVES)
     found["trends"] = Table(contents.trends, contents.trends, _TRENDS)
     for number, trace in enumerate(contents.traces):
         over_time = pd.DataFrame({"time_s": trace.time_s, "value": trace.values})  # noqa: PD011
@@ -158,6 +161,15 @@ _CAPTIONS = {
 }
 
 
+_CONFOUNDS = (
+    "How each layer's units follow what else may explain a label: mean and largest |r| over units, "
+    "and the mean |r| of unrelated values."
+)
+_OF_CONFOUNDS = {"kind": "Over", "max_abs_r": "Largest |r|", "chance": "By chance"}
+_CURVES = (
+    "Ridge regression on one layer alone, speakers held out, with intervals by a bootstrap over "
+    "speakers."
+)
 _TRENDS = (
     "Change of the held-out CCC of single layers from the first to the last, along a straight line "
     "fitted to each speaker's curve; mean over speakers with its bootstrap interval, and p of "
@@ -176,6 +188,14 @@ def _result_tables(results: pd.DataFrame) -> dict[str, Table]:
         said = [caption(rows).removeprefix(f"Table {name}. "), *undefined_means(rows)]
         found[stem] = Table(values, values, " ".join(said))
     return found
+
+
+def _layers_named(table: pd.DataFrame, contents: Contents) -> pd.DataFrame:
+    """A table with the names of layers instead of their places."""
+    if table.empty:
+        return table
+    names = dict(enumerate(map(str, contents.layer_names)))
+    return table.assign(layer=[names.get(int(one), str(one)) for one in table["layer"]])
 
 
 def _by_target(table: pd.DataFrame, contents: Contents) -> dict[str, pd.DataFrame]:

@@ -12,21 +12,22 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from report_contents import contents
+from report_contents import TARGETS, contents
 
 from featurestore.report import latex
 from featurestore.report.contents import Contents
-from featurestore.report.exports import figures_of, tables_of, write_files
+from featurestore.report.exports import figures_of, tables_of, trace_stem, write_files
+from featurestore.report.names import file_names
 from featurestore.report.tables import long_table
 
 HOSTILE = "_$x^{2}$ \"</text><script>alert('&')</script> \\input{/etc/passwd} \x1b[31m 张三 %#~"
 SVG = "{http://www.w3.org/2000/svg}"
 
+TRACES = {f"trace-s{n + 1}-000{n}-{target}" for n in range(3) for target in TARGETS}
 STEMS = {
     *("table1", "table2", "folds", "comparisons", "permutations", "speakers", "stability"),
     *("thresholds", "map-valence", "map-arousal", "confounds", "curves", "trends"),
-    *("trace-1-valence", "trace-2-arousal", "trace-3-valence", "trace-4-arousal"),
-    *("trace-5-valence", "trace-6-arousal"),
+    *TRACES,
 }
 IN_PAPERS = {
     *("table1", "table2", "comparisons", "permutations", "speakers", "stability", "thresholds"),
@@ -34,8 +35,8 @@ IN_PAPERS = {
 }
 FIGURES = {
     *("map-valence", "map-arousal", "stability", "confounds", "layer-curves", "comparisons"),
-    *("permutations", "trace-1-valence", "trace-2-arousal", "trace-3-valence", "trace-4-arousal"),
-    *("trace-5-valence", "trace-6-arousal"),
+    "permutations",
+    *TRACES,
 }
 
 
@@ -83,7 +84,7 @@ def odd() -> Contents:
 
 
 def test_a_trace_is_a_table_of_its_frames(small: Contents, folder: Path) -> None:
-    read = pd.read_csv(folder / "trace-2-arousal.csv")
+    read = pd.read_csv(folder / "trace-s1-0000-arousal.csv")
     trace = small.traces[1]
     np.testing.assert_allclose(read["time_s"], trace.time_s)
     np.testing.assert_allclose(read["value"].mean(), trace.predicted)
@@ -152,6 +153,37 @@ def test_odd_targets_have_files_of_their_own(tmp_path: Path) -> None:
     assert len({path.name.lower() for path in written}) == len(written) == 2 * 5 + 2 * 5 + 2 * 5
     assert {path.parent for path in written} == {tmp_path}
     assert all(path.name.isascii() and path.stat().st_size for path in written)
+
+
+def test_a_trace_has_files_of_its_own_in_every_report() -> None:
+    assert trace_stem("Ses01F_impro01_F000", "arousal") == "trace-Ses01F_impro01_F000-arousal"
+    odd = [
+        "a/b",
+        "a b",
+        "a_b",
+        "..",
+        "../x",
+        "\x00",
+        "张三",
+        "李四",
+        "x" * 41,
+        "x" * 42,
+        "x-1",
+        "x",
+    ]
+    targets = ["arousal", "a" * 25, "a" * 26, "1-arousal", "arousal_", "_", "é"]
+    stems = [trace_stem(id, target) for id in odd for target in targets]
+    assert len(set(stems)) == len(stems)
+    for stem in stems:
+        assert file_names([stem]) == {stem: stem}  # safe, and not shortened
+
+
+def test_two_models_of_one_utterance_have_files_each() -> None:
+    data = contents(layers=1, units=2)
+    twice = replace(data, traces=[data.traces[0], replace(data.traces[0], features="others")])
+    found = [stem for stem in figures_of(twice) if stem.startswith("trace")]
+    assert found == ["trace-s1-0000-valence", "trace-s1-0000-valence-2"]
+    assert [stem for stem in tables_of(twice) if stem.startswith("trace")] == found
 
 
 # --- CSV --------------------------------------------------------------------------------------

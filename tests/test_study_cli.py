@@ -178,8 +178,15 @@ def test_trace_follows_an_utterance(run: Run, store: Path, view: str, tmp_path: 
     asked = ("trace", store, "--view", view, "--id", "u003", "-t", "arousal")
     done = run(*asked, "-o", tmp_path)
     assert done.out.startswith("u003, arousal: predicted ")
-    curve = pd.read_csv(tmp_path / "trace-1-arousal.csv")
-    assert (tmp_path / "trace-1-arousal.png").exists()
+    curve = pd.read_csv(tmp_path / "trace-u003-arousal.csv")
+    assert (tmp_path / "trace-u003-arousal.png").exists()
+    other = ("trace", store, "--view", view, "--id", "u004", "-t", "arousal", "-o", tmp_path)
+    run(*other)
+    assert {p.stem for p in tmp_path.glob("trace-*.csv")} == {
+        "trace-u003-arousal",
+        "trace-u004-arousal",
+    }
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "trace-u003-arousal.csv"), curve)
     facts = run(
         *asked, "--id", "u004", "--features", "network.mean[0] + network.skip.mean[-1]",
         "--model", "ols", "--best", 3, "-o", tmp_path / "b", "--json",

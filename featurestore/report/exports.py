@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +29,10 @@ Format = Literal["png", "svg"]
 
 _FORMATS: tuple[Format, ...] = ("png", "svg")
 _DPI = 200
+_SAID_WHOLE = re.compile(r"[A-Za-z0-9._-]{1,40}")
+# Without the sign between the two, so that one name is of one pair.
+_TARGET_WHOLE = re.compile(r"[A-Za-z0-9_]{0,23}[A-Za-z0-9]")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _SAID = ("state", "view", "featurestore")  # in PNG files; nothing that tells about our disks
 
 
@@ -90,8 +97,7 @@ def figures_of(contents: Contents) -> dict[str, Callable[[], Figure]]:
     """What draws each figure of a report, by the stem of its file.
 
     Stems: `map-<target>`, `stability`, `confounds`, `layer-curves`, `comparisons`, `permutations`,
-    and `trace-<n>-<target>`, n from 1 in the order of `contents.traces`. Those without values are
-    left out.
+    and `trace-<id>-<target>` (`trace_stem`). Those without values are left out.
     """
     from featurestore.report import drawings, model_drawings
 
@@ -110,10 +116,8 @@ def figures_of(contents: Contents) -> dict[str, Callable[[], Figure]]:
     ):
         if not table.empty:
             found[name] = partial(draw, contents)
-    for number, trace in enumerate(contents.traces):
-        found[f"trace-{number + 1}-{trace.target}"] = partial(
-            model_drawings.draw_trace, contents, number
-        )
+    for number, stem in enumerate(_trace_stems(contents)):
+        found[stem] = partial(model_drawings.draw_trace, contents, number)
     return _safe(found)
 
 
@@ -122,8 +126,8 @@ def tables_of(contents: Contents) -> dict[str, Table]:
 
     Stems: `table<n>` of the numbered result tables, `table-<name>` of the others, `folds` (all of
     them, a row per fold), `comparisons`, `permutations`, `map-<target>`, `thresholds`, `stability`,
-    `confounds`, `curves`, `trends`, `speakers`, and `trace-<n>-<target>` (a row per frame). Empty
-    ones are left out.
+    `confounds`, `curves`, `trends`, `speakers`, and `trace-<id>-<target>` (`trace_stem`; a row per
+    frame). Empty ones are left out.
     """
     found = {**_result_tables(contents.results), "folds": Table(contents.results)}
     if not contents.comparisons.empty:
@@ -142,10 +146,37 @@ def tables_of(contents: Contents) -> dict[str, Table]:
     curves = _layers_named(contents.curves, contents)
     found["curves"] = Table(contents.curves, curves, _CURVES)
     found["trends"] = Table(contents.trends, contents.trends, _TRENDS)
-    for number, trace in enumerate(contents.traces):
+    for stem, trace in zip(_trace_stems(contents), contents.traces, strict=True):
         over_time = pd.DataFrame({"time_s": trace.time_s, "value": trace.values})  # noqa: PD011
-        found[f"trace-{number + 1}-{trace.target}"] = Table(over_time)
+        found[stem] = Table(over_time)
     return _safe({stem: table for stem, table in found.items() if not table.data.empty})
+
+
+def trace_stem(id: str, target: str) -> str:
+    """Of the files of a trace: `trace-<id>-<target>`, the same in every report.
+
+    Where a file name cannot say both, what it can say of them and the start of their SHA-256, so
+    that no other utterance or target has it.
+    """
+    if _SAID_WHOLE.fullmatch(id) and _TARGET_WHOLE.fullmatch(target):
+        return f"trace-{id}-{target}"
+    digest = hashlib.sha256(json.dumps([id, target]).encode()).hexdigest()[:12]
+    # Ids and targets of which nothing is left have the digest.
+    parts = [_UNSAFE.sub("_", part)[:24].strip("._-") for part in (id, target)]
+    return "-".join(["trace", *filter(None, parts), digest])
+
+
+def _trace_stems(contents: Contents) -> list[str]:
+    """A stem for each trace; those of one utterance and target by several models are counted."""
+    found: list[str] = []
+    for trace in contents.traces:
+        stem = trace_stem(trace.id, trace.target)
+        again = sum(
+            (one.id, one.target) == (trace.id, trace.target)
+            for one in contents.traces[: len(found)]
+        )
+        found.append(f"{stem}-{again + 1}" if again else stem)
+    return found
 
 
 _CAPTIONS = {

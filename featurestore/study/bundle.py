@@ -48,6 +48,7 @@ def write_bundle(
     findings: Findings,
     traces: Sequence[Trace],
     lineage: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> None:
     """Write a study's pooled data, folds and results.
 
@@ -58,6 +59,7 @@ def write_bundle(
         findings: of the analyses.
         traces: of some utterances; without their audio and text.
         lineage: of the report.
+        notes: of the report, besides those of the findings.
     """
     views: dict[str, dict[str, Any]] = {}
     tables = []
@@ -81,7 +83,7 @@ def write_bundle(
             "main": findings.main.name,
             "facts": {name: asdict(one) for name, one in store.facts.items()},
             "views": views,
-            "notes": findings.notes,
+            "notes": list(dict.fromkeys([*findings.notes, *notes])),
             "lineage": dict(lineage),
             "traces": [_plain(one) for one in traces],
         }
@@ -100,12 +102,15 @@ def _without_places(study: Study) -> Study:
     """The study without the folders of the machine that it ran on."""
     plan = study.ingest
     bare = dataclasses.replace(
-        plan, weights=_last(plan.weights), controls=tuple(map(_last, plan.controls))
+        plan, weights=last_part(plan.weights), controls=tuple(map(last_part, plan.controls))
     )
-    return dataclasses.replace(study, store=_last(study.store), output="", manifest="", ingest=bare)
+    return dataclasses.replace(
+        study, store=last_part(study.store), output="", manifest="", ingest=bare
+    )
 
 
-def _last(place: str) -> str:
+def last_part(place: str) -> str:
+    """The name of a file, folder or URL without those that it lies in."""
     return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
 
 
@@ -119,6 +124,7 @@ class Bundle:
         tables: that were found, by name.
         traces: of some utterances.
         lineage: of the report.
+        notes: of the report.
         folds: utterance id and fold.
         arrays: pooled values by view and capture; "" for eGeMAPS.
         held: what arrays hold: statistics, layers or features, and ids, by view.
@@ -130,6 +136,7 @@ class Bundle:
     tables: dict[str, pd.DataFrame]
     traces: list[Trace]
     lineage: dict[str, str]
+    notes: list[str]
     folds: pd.DataFrame
     arrays: dict[tuple[str, str], np.ndarray]
     held: dict[str, dict[str, Any]]
@@ -250,6 +257,7 @@ def _opened(archive: zipfile.ZipFile, about: dict[str, Any], name: str) -> Bundl
         tables=tables,
         traces=[_trace(one) for one in about["traces"]],
         lineage=about["lineage"],
+        notes=[str(one) for one in about["notes"]],
         folds=_read_parquet(archive, "folds.parquet"),
         arrays=arrays,
         held=about["views"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from featurestore.report.exports import write_files
 from featurestore.report.page import write_page
 from featurestore.study.analyses import Findings, analyse
 from featurestore.study.assemble import chosen_ids, contents_of
-from featurestore.study.bundle import Bundle, write_bundle
+from featurestore.study.bundle import Bundle, last_part, write_bundle
 from featurestore.study.cache import Cache
 from featurestore.study.config import AnalysisPlan, Study
 from featurestore.study.sets import check_own, units_of
@@ -121,10 +122,19 @@ def _of_its_weights(study: Study, made: IngestSummary) -> Study:
 
 def _set_aside(made: Sequence[IngestSummary]) -> list[str]:
     """A note on utterances that the ingest could not read."""
-    reasons = {one.id: one.reason for summary in made for one in summary.skipped}
+    reasons = {
+        one.id: _without_folder(one.reason, one.path) for summary in made for one in summary.skipped
+    }
     said = "; ".join(f"{id} ({reason})" for id, reason in list(reasons.items())[:_SHOWN])
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return [f"{len(reasons)} utterances could not be read: {said}{more}."] if reasons else []
+
+
+def _without_folder(reason: str, path: str) -> str:
+    """A reason that names a file by its name alone: a page tells nothing of this machine."""
+    name, folder = last_part(path), os.path.dirname(path)
+    said = reason.replace(path, name).replace(repr(path), repr(name))
+    return said.replace(f"{folder}/", "") if len(folder) > 1 else said
 
 
 def report(
@@ -179,8 +189,9 @@ def report(
     record_results(folder, files, origin, instead_of=earlier)
     if bundle:
         write_bundle(
-            bundle, store=store, study=study, findings=findings, traces=traces, lineage=lineage
-        )
+            bundle, store=store, study=study, findings=findings, traces=traces, lineage=lineage,
+            notes=said,
+        )  # fmt: skip
     cache.forget_others()
     return Report(files[0], files, contents, cache.made, cache.used, origin)
 
@@ -208,13 +219,28 @@ def lineage_of(origin: Provenance) -> dict[str, str]:
     facts = origin.facts
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     return {
-        "store": origin.store.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1],
+        "store": last_part(origin.store),
         "state": origin.state,
         "views": ", ".join(facts["views"]),
         "featurestore": str(facts["featurestore"]),
         "versions": versions,
         "made": str(facts["made"]),
+        "command": _without_places(str(facts["command"])),
     }
+
+
+def _without_places(command: str) -> str:
+    """A command line with the names of files and folders, but not where they are."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote without its other half
+        words = command.split()
+    return shlex.join(_placeless(word) for word in words)
+
+
+def _placeless(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{last_part(value)}"
 
 
 def _traces(store: Studied, findings: Findings, study: Study) -> tuple[list[Trace], list[str]]:
@@ -247,7 +273,12 @@ def reproduce(
     findings = analyse(bundle, study, cache=cache, progress=progress)
     lineage = {**bundle.lineage, "made again from": "a bundle of pooled data"}
     contents = contents_of(
-        findings, study, facts=bundle.facts, traces=bundle.traces, lineage=lineage
+        findings,
+        study,
+        facts=bundle.facts,
+        traces=bundle.traces,
+        lineage=lineage,
+        notes=bundle.notes,
     )
     files = _write(contents, Path(folder))
     compared = compare_tables(bundle.tables, findings.tables)

@@ -339,11 +339,17 @@ def command_line() -> str:
     return shlex.join(["featurestore", *sys.argv[1:]])
 
 
-def check_folder(output: Path) -> None:
-    """Refuse a folder whose `provenance.json` is damaged before anything is computed."""
-    from featurestore.provenance import read_provenance
+def check_folder(output: Path, names: Sequence[str] = ()) -> None:
+    """Refuse a folder in a store, or whose `provenance.json` is damaged, before anything is done.
 
-    read_provenance(output)
+    Args:
+        output: folder of results.
+        names: of files that are to be written and may be no one else's.
+    """
+    from featurestore.provenance import check_free, check_output
+
+    check_output(output)
+    check_free(output, names)
 
 
 def note_older(output: Path, origin: Provenance) -> None:

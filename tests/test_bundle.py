@@ -349,7 +349,7 @@ def test_another_number_is_found(copy: Path, tmp_path: Path) -> None:
     assert different.startswith("results ")
     assert "to 1.0e-05" in different
     assert sum("the same" in line for line in lines) == len(lines) - 2
-    again = command("study", "reproduce", copy, "-o", tmp_path / "out", "-q", "--json")
+    again = command("study", "reproduce", copy, "-o", tmp_path / "again", "-q", "--json")
     assert again.exit_code == 1
     said = json.loads(again.stdout)
     assert said["same"] is False

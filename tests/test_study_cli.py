@@ -333,6 +333,64 @@ def test_a_study_from_its_template_to_its_reproduction(run: Run, tmp_path: Path)
     assert SENTENCE not in (tmp_path / "again" / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_dry_run_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    small_corpus(tmp_path)
+    text = """
+        store = "a.store"
+        output = "out"
+        manifest = "manifest.csv"
+        [ingest]
+        weights = "tiny:7"
+        controls = ["tiny:0"]
+        views = ["network", "mfcc"]
+        precision = "parity"
+        [[sets]]
+        name = "mine"
+        features = "network"
+        model = "ridge"
+    """
+    for old, new, words in (
+        ('"parity"', '"foo"', "unknown precision 'foo'"),
+        ('"ridge"', '"forest"', "model = 'forest'; accepted: ols, ridge"),
+        ('"tiny:0"', '"nowhere"', "nowhere"),
+    ):
+        file = tmp_path / "wrong.toml"
+        file.write_text(text.replace(old, new))
+        said = run("study", "run", file, "--dry-run", "--json", code=1)
+        assert said.out == ""
+        assert words in said.err
+    (tmp_path / "right.toml").write_text(text)
+    assert run("study", "run", tmp_path / "right.toml", "--dry-run", "--json").json["plan"]
+    asked = ("study", "run", tmp_path / "right.toml", "--dry-run", "--bundle", tmp_path)
+    assert "is a folder" in run(*asked, code=1).err
+    assert not (tmp_path / "a.store").exists()
+
+
+def test_results_are_put_where_nothing_else_is(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    of = ("--view", view, "-t", "arousal")
+    commands: dict[str, tuple[object, ...]] = {
+        "thresholds.csv": ("map", store, *of, "--permutations", 0),
+        "trace-u003-arousal.png": ("trace", store, *of, "--id", "u003"),
+        "speakers.csv": ("report", store, *of, *QUICK),
+    }
+    for name, asked in commands.items():
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        (out / "notes.txt").write_text("not in the way")
+        assert f"{out / name} is there already" in run(*asked, "-o", out, code=1).err
+        assert {path.name for path in out.iterdir()} == {name, "notes.txt"}
+        assert (out / name).read_text() == "mine"
+        said = run(*asked, "-o", store / "out", code=1).err
+        assert f"lies in the feature store {store}" in said
+    (tmp_path / "speakers.csv" / "thresholds.csv").write_text("of no map")
+    trace = (*commands["trace-u003-arousal.png"], "-o", tmp_path / "speakers.csv")
+    run(*trace)
+    run(*trace)
+
+
 @pytest.mark.usefixtures("few_figures")
 def test_results_of_an_older_store_are_named(run: Run, tmp_path: Path) -> None:
     table = small_corpus(tmp_path, speakers=3, each=4)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,52 @@ def write_files(contents: Contents, folder: str | os.PathLike[str]) -> list[Path
                 save(figure, path, inside, format=format, dpi=_DPI)
                 written.append(path)
     return written
+
+
+def names_of(contents: Contents) -> list[str]:
+    """Names of the files that `write_files` writes."""
+    tables = tables_of(contents).items()
+    return [
+        *(f"{stem}.csv" for stem, _ in tables),
+        *(f"{stem}.tex" for stem, table in tables if table.paper is not None),
+        *(f"{stem}.{format}" for stem in figures_of(contents) for format in _FORMATS),
+    ]
+
+
+_TABLES = (
+    *("table1", "table2", "table-pooling", "table-baselines", "table-controls", "table-own"),
+    *("comparisons", "permutations", "speakers", "stability", "thresholds", "confounds", "curves"),
+    "trends",
+)
+_FIGURES = ("stability", "confounds", "layer-curves", "comparisons", "permutations")
+
+
+def usual_names(targets: Sequence[str], *, of: Collection[str] | None = None) -> list[str]:
+    """Names of the files that a report may have whatever is found, but for those of traces.
+
+    Args:
+        targets: of the report.
+        of: stems, where only some parts are made; those of maps are `map`.
+    """
+    maps = list(_safe({f"map-{target}": target for target in targets}))
+    stems = {
+        **dict.fromkeys(_TABLES, ("csv", "tex")),
+        "folds": ("csv",),
+        **dict.fromkeys(maps, ("csv",)),
+    }
+    found = [(stem, suffix) for stem, suffixes in stems.items() for suffix in suffixes]
+    found += [(stem, format) for stem in (*_FIGURES, *maps) for format in _FORMATS]
+    return [
+        f"{stem}.{suffix}"
+        for stem, suffix in found
+        if of is None or (stem if stem not in maps else "map") in of
+    ]
+
+
+def trace_names(ids: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Names of the files of traces of utterances, by one model."""
+    stems = [trace_stem(id, target) for id in ids for target in targets]
+    return [f"{stem}.{suffix}" for stem in stems for suffix in ("csv", *_FORMATS)]
 
 
 def figures_of(contents: Contents) -> dict[str, Callable[[], Figure]]:

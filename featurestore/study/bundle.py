@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -30,6 +31,7 @@ from featurestore.analysis.sets import kind_of
 from featurestore.analysis.trace import Trace
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import check_output
 from featurestore.study.analyses import DESCRIBED, Findings, labelled_folds
 from featurestore.study.config import Study, from_dict
 from featurestore.study.views import StudiedStore, ViewFacts, view_named
@@ -88,6 +90,37 @@ def write_bundle(
             "traces": [_plain(one) for one in traces],
         }
         _add(archive, "bundle.json", json.dumps(about, ensure_ascii=False).encode())
+
+
+def check_bundle(path: str | os.PathLike[str], *, store: str = "") -> None:
+    """Refuse to write a bundle over anything but a bundle.
+
+    Args:
+        path: zip file that is to be written.
+        store: that is studied, there or not.
+
+    Raises:
+        AnalysisError: a folder, another file, or a place in a store; names it.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(path):
+        raise AnalysisError(
+            f"{name} is a folder; name the zip file to write, such as "
+            f"{os.path.join(name, 'study.zip')}."
+        )
+    check_output(Path(path).parent, store=store)
+    if os.path.lexists(path) and not _is_bundle(path):
+        raise AnalysisError(
+            f"{name} is there already and is no bundle; move it away, or name another file."
+        )
+
+
+def _is_bundle(path: str | os.PathLike[str]) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("bundle.json"))["format"] == _FORMAT
+    except _DAMAGED:
+        return False
 
 
 def _kept(table: pd.DataFrame, name: str, study: Study) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,16 +103,17 @@ def correlate(
     from featurestore.report.correlations import write_correlations
 
     check_folder(output)
+    targets = chosen_targets(target)
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         found = correlate_all(
-            source.store, targets=target, by=by, view=view, capture=capture, statistic=statistic
+            source.store, targets=targets, by=by, view=view, capture=capture, statistic=statistic
         )
         said = caveats(source.store, view, notes)
         origin = source.provenance(
             views=[view],
             capture=capture,
             statistic=statistic,
-            targets=target,
+            targets=targets,
             by=by,
             command=command_line(),
         )
@@ -132,14 +133,20 @@ def evaluate(
     store: StoreArgument,
     output: OutOption,
     table: Annotated[
-        int, typer.Option(min=1, max=2, help="The paper's table: 1 (all units) or 2 (by layers).")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, max=2, help="The paper's table: 1 (all units, the default) or 2 (by layers)."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", "-t", help="Numeric label; repeatable.")
     ] = None,
     view: ViewOption = NETWORK,
     capture: CaptureOption = None,
-    features: Annotated[int, typer.Option(min=1, help="Units selected in each fold.")] = 100,
+    features: Annotated[
+        int | None,
+        typer.Option(min=1, help="Units that each fold of a table selects; 100 by default."),
+    ] = None,
     own: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,13 +156,19 @@ def evaluate(
             "'network.mean[0:3] + egemaps'; 'network' is --view. Repeatable.",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Of every --set: ols, ridge, svr or pls.")] = "ols",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of every --set: ols (the default), ridge, svr or pls."),
+    ] = None,
     best: Annotated[
         int | None, typer.Option(min=1, help="Features that each fold keeps of every --set.")
     ] = None,
     select: Annotated[
-        str, typer.Option(help="How --best chooses them: f_regression, f_classif, abs_r, or pca.")
-    ] = "f_regression",
+        str | None,
+        typer.Option(
+            help="How --best chooses them: f_regression (the default), f_classif, abs_r, or pca."
+        ),
+    ] = None,
     scale: Annotated[
         str | None,
         typer.Option(
@@ -180,20 +193,25 @@ def evaluate(
     from featurestore.provenance import reading
     from featurestore.report.tables import write_tables
 
-    _check_choices(own, compared, capture)
+    of_sets = {"model": model, "best": best, "select": select, "scale": scale}
+    _check_choices(
+        own, compared, of_sets, {"table": table, "features": features, "capture": capture}
+    )
     check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets = chosen_targets(target)
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
-        chosen: dict[str, Any] = {"table": table, "features": features, "folds": folds}
+        number, features = table or 1, features or 100
+        chosen: dict[str, Any] = {"table": number, "features": features, "folds": folds}
         if own:
-            choices = {"model": model, "best": best, "select": select, "scale": scale}
+            defaults = {"model": model or "ols", "select": select or "f_regression"}
+            choices = {**of_sets, **defaults}
             view, sets, views = _own_sets(source.store, view, own, choices)
             results = run(source.store, targets=targets, sets=sets, view=view, folds=folds)
             chosen = {"sets": own, **choices, "folds": folds}
         else:
-            views = _compared(source.store, view, table)
+            views = _compared(source.store, view, number)
             results = run(
-                source.store, targets=targets, table=1 if table == 1 else 2, view=view,
+                source.store, targets=targets, table=1 if number == 1 else 2, view=view,
                 capture=capture, features=features, folds=folds,
             )  # fmt: skip
         said = caveats(source.store, view, notes)
@@ -206,15 +224,42 @@ def evaluate(
     _print_evaluated(results, rows, files, output, said, origin, as_json=as_json)
 
 
-def _check_choices(own: list[str] | None, compared: bool, capture: str | None) -> None:
-    """Refuse options that do not go together."""
+def _check_choices(
+    own: list[str] | None,
+    compared: bool,
+    of_sets: Mapping[str, Any],
+    of_tables: Mapping[str, Any],
+) -> None:
+    """Refuse options that do not go together, which would be ignored otherwise.
+
+    Args:
+        own: every --set.
+        compared: whether --compare was given.
+        of_sets: options that --set needs, by name; None if not given.
+        of_tables: those that are for tables only.
+    """
     if compared and len(own or ()) < 2:
         raise AnalysisError("--compare takes two feature sets or more: give --set at least twice.")
-    if own and capture:
+    for name, value in (of_tables if own else of_sets).items():
+        if value is not None:
+            raise AnalysisError(_misplaced(name, value))
+    if of_sets["select"] is not None and of_sets["best"] is None:
         raise AnalysisError(
-            f"--capture {capture} is for tables; name it in the expression of --set: "
-            f"network.{capture}.mean."
+            f"--select {of_sets['select']} says how features are chosen; say how many: --best 100."
         )
+
+
+def _misplaced(name: str, value: Any) -> str:
+    """What is wrong with an option of tables beside --set, or of --set without it."""
+    if name == "capture":
+        said = f"name it in the expression of --set: network.{value}.mean"
+    elif name == "features":
+        said = f"with --set, --best {value} selects"
+    elif name == "table":
+        said = "leave out either it or --set"
+    else:
+        return f"--{name} {value} is for sets of your own; give --set, or leave it out."
+    return f"--{name} {value} is for tables; {said}."
 
 
 def _own_sets(
@@ -284,16 +329,27 @@ def _compared(store: Store, view: str, table: int) -> list[str]:
     return [view, *(kind for kind in ("mfcc", "egemaps") if kind in wanted & store.kinds)]
 
 
+def chosen_targets(asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels that were asked for, each once, or those of the paper."""
+    return tuple(dict.fromkeys(asked or ("valence", "arousal")))
+
+
 def command_line() -> str:
     """The command as it was given, to be run again."""
     return shlex.join(["featurestore", *sys.argv[1:]])
 
 
-def check_folder(output: Path) -> None:
-    """Refuse a folder whose `provenance.json` is damaged before anything is computed."""
-    from featurestore.provenance import read_provenance
+def check_folder(output: Path, names: Sequence[str] = ()) -> None:
+    """Refuse a folder in a store, or whose `provenance.json` is damaged, before anything is done.
 
-    read_provenance(output)
+    Args:
+        output: folder of results.
+        names: of files that are to be written and may be no one else's.
+    """
+    from featurestore.provenance import check_free, check_output
+
+    check_output(output)
+    check_free(output, names)
 
 
 def note_older(output: Path, origin: Provenance) -> None:

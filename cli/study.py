@@ -14,6 +14,7 @@ from featurestore.cli.analysis import (
     SchedulerOption,
     analysis_notes,
     check_folder,
+    chosen_targets,
     command_line,
     note_older,
 )
@@ -47,7 +48,7 @@ StudyViewOption = Annotated[
 PermutationsOption = Annotated[
     int, typer.Option(min=0, help="Of the labels within speakers; 0 for none.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 FoldsOption = Annotated[
     str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
 ]
@@ -86,8 +87,7 @@ def report(
     check_folder(output)
     plan: dict[str, Any] = {"view": view, "capture": capture or "", "folds": folds}
     plan |= {"permutations": permutations, "seed": seed}
-    if target:
-        plan["targets"] = tuple(target)
+    plan["targets"] = chosen_targets(target)
     chosen = replace(default_study(store, str(output), **plan), title=title)
     with cluster_client(scheduler), analysis_notes():
         found = run(
@@ -128,10 +128,11 @@ def maps(
     from featurestore.analysis.covariates import DEFAULT, offered
     from featurestore.analysis.maps import correlation_maps
     from featurestore.provenance import reading
+    from featurestore.report.exports import usual_names
     from featurestore.study.views import Studied, caveats_of, covariate_views, main_view
 
-    check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets = chosen_targets(target)
+    check_folder(output, usual_names(targets, of=("map", "thresholds", "stability", "confounds")))
     with cluster_client(scheduler), analysis_notes(), reading(store) as source:
         studied = Studied(source.store)
         main = main_view(studied.facts, view)
@@ -194,17 +195,18 @@ def trace(
     from featurestore.analysis.models import FeatureSet
     from featurestore.analysis.trace import trace as run
     from featurestore.provenance import reading
+    from featurestore.report.exports import trace_names
     from featurestore.study.views import Studied, caveats_of, in_view, main_view, views_of
 
-    check_folder(output)
-    targets = tuple(target or ("valence", "arousal"))
+    targets, ids = chosen_targets(target), list(dict.fromkeys(id))
+    check_folder(output, trace_names(ids, targets))
     with analysis_notes(), reading(store) as source:
         facts = Studied(source.store).facts
         main = main_view(facts, view)
         expression = in_view(features or NETWORK, main.name)
         named = f"{f'{best} best of ' if best else ''}{features or 'all units'}, {model}"
         chosen = FeatureSet(named, expression, best, model=model)  # type: ignore[arg-type]
-        found = run(source.store, id, targets=targets, model=chosen)
+        found = run(source.store, ids, targets=targets, model=chosen)
         said = [*caveats_of(main, source.store.pooled(main.name), targets), *(notes or [])]
         origin = source.provenance(
             views=views_of(facts, [main.name, expression]), statistic="mean", targets=targets,
@@ -233,26 +235,29 @@ def trace(
 def study_run(
     file: Annotated[Path, typer.Argument(help="Study file; 'featurestore study init' writes one.")],
     bundle: BundleOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, and stop after the plan.")
+    ] = False,
     scheduler: SchedulerOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ingest a corpus and report on it; what has not changed since the last run is not done again.
 
-    The report says what was taken from the last run.
+    What was taken from the last run is said at the end, and in --json.
     """
+    from featurestore.study.checks import check_study
     from featurestore.study.config import read_study
     from featurestore.study.run import plan_lines, run_study
 
     study = read_study(file)
     if not as_json:
         _print_lines(plan_lines(study))
-    elif dry_run:
-        print_json({"study": study.to_dict(), "plan": plan_lines(study)})
     if dry_run:
+        check_study(study, bundle=bundle)
+        if as_json:
+            print_json({"study": study.to_dict(), "plan": plan_lines(study)})
         return
-    check_folder(Path(study.output))
     with cluster_client(scheduler), analysis_notes():
         found = run_study(
             study, command=command_line(), bundle=bundle, progress=False if quiet else None
@@ -322,9 +327,10 @@ def _partial_contents(
 
 
 def _write(contents: Contents, output: Path, origin: Any) -> list[Path]:
-    from featurestore.provenance import record_results
-    from featurestore.report.exports import write_files
+    from featurestore.provenance import claim_results, record_results
+    from featurestore.report.exports import names_of, write_files
 
+    claim_results(output, names_of(contents), origin)
     files = write_files(contents, output)
     record_results(output, files, origin)
     note_older(output, origin)

@@ -1,7 +1,8 @@
 """What results were computed from: said in and beside them, and compared with the store as it is.
 
-`provenance.json` in a folder of results has one entry per file. It is written after the files, so
-that an interruption leaves a file that counts as changed and never one that counts as current.
+`provenance.json` in a folder of results has one entry per file. What it says of their bytes is
+written after them, so that an interruption leaves a file that counts as changed and never one that
+counts as current.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from featurestore.types import NETWORK
 
 NAME = "provenance.json"
 _FORMAT, _VERSION = "featurestore results", 1
+_UNFINISHED = "0" * 64  # SHA-256 of a file that is still to be written
 _LIBRARIES = ("dask", "jax", "matplotlib", "numpy", "pandas", "scikit-learn", "scipy", "xarray")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]*@")  # user:password@ of a URL
 _SHA256, _STATE = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{16}")
@@ -225,6 +227,71 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def check_output(folder: str | os.PathLike[str], *, store: str = "") -> None:
+    """Refuse to write results where no folder can be, or into a store.
+
+    Args:
+        folder: of the results, there or not.
+        store: that they are to be computed from, there or not.
+
+    Raises:
+        AnalysisError: the folder is a file, or is or lies in a store.
+    """
+    path = Path(folder).resolve()
+    stores = {Path(store).resolve()} if store and not is_url(store) else set()
+    for one in (path, *path.parents):
+        if one.exists() and not one.is_dir():
+            raise AnalysisError(f"{one} is a file, so {folder} can be no folder; give another one.")
+        if one in stores or (one / MARK).is_file():
+            lies = "is" if one == path else "lies in"
+            raise AnalysisError(
+                f"{folder} {lies} the feature store {one}, which holds nothing but features; give "
+                "another folder."
+            )
+
+
+def check_free(folder: str | os.PathLike[str], names: Collection[str]) -> None:
+    """Refuse to replace files that no command here wrote.
+
+    Args:
+        folder: of the results, there or not.
+        names: of files that are to be written.
+
+    Raises:
+        AnalysisError: one is there and not in `provenance.json`, or that is damaged.
+    """
+    known = read_provenance(folder)
+    theirs = [n for n in names if n not in known and os.path.lexists(Path(folder) / n)]
+    if theirs:
+        more = f" (and {len(theirs) - 1} more)" if len(theirs) > 1 else ""
+        raise AnalysisError(
+            f"{Path(folder) / theirs[0]}{more} is there already, and {NAME} does not say that "
+            "featurestore wrote it; move it away, or give another folder (-o)."
+        )
+
+
+def claim_results(
+    folder: str | os.PathLike[str], names: Collection[str], provenance: Provenance
+) -> None:
+    """Say in `provenance.json` that files are about to be written, so that they are ours.
+
+    One that was never finished counts as changed; the next run may replace it.
+
+    Args:
+        folder: of the results, made where it is missing.
+        names: of the files.
+        provenance: of all of them.
+
+    Raises:
+        AnalysisError: as `check_free`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with _alone(Path(folder)):
+        check_free(folder, names)
+        facts = {"sha256": _UNFINISHED, **provenance.facts}
+        _write(folder, {**dict.fromkeys(names, facts), **read_provenance(folder)})
+
+
 def record_results(
     folder: str | os.PathLike[str],
     files: Sequence[Path],
@@ -256,14 +323,20 @@ def record_results(
         written = {file.relative_to(folder).as_posix() for file in files}
         for name in sorted(set(instead_of) & set(found) - written):
             old = Path(folder) / name
-            if old.exists() and _sha256(old) == found[name]["sha256"]:
+            if not old.exists():
+                del found[name]
+            elif _sha256(old) == found[name]["sha256"]:
                 old.unlink()
                 del found[name]
-        values = {"format": _FORMAT, "version": _VERSION, "files": dict(sorted(found.items()))}
-        with replacing(path) as temporary:
-            text = json.dumps(values, indent=1, ensure_ascii=False, default=str)
-            temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+        _write(folder, found)
     return path
+
+
+def _write(folder: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
+    values = {"format": _FORMAT, "version": _VERSION, "files": dict(sorted(found.items()))}
+    with replacing(Path(folder) / NAME) as temporary:
+        text = json.dumps(values, indent=1, ensure_ascii=False, default=str)
+        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 @contextmanager
@@ -415,7 +488,10 @@ def _checked(folder: Path, name: str, facts: Mapping[str, Any], now: _Seen) -> C
         )
     also = "" if status == "current" else f"; {said}"
     try:
-        if _sha256(folder / name) != facts["sha256"]:
+        if facts["sha256"] == _UNFINISHED:
+            status = "changed"
+            said = f"its command was interrupted before it was finished; run it again{also}"
+        elif _sha256(folder / name) != facts["sha256"]:
             status, said = "changed", f"the file changed since it was computed{also}"
     except FileNotFoundError:
         status, said = "deleted", "the file was deleted since it was computed"

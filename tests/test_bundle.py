@@ -22,7 +22,7 @@ import featurestore as fs
 from featurestore.errors import AnalysisError, FeatureStoreError
 from featurestore.study.bundle import read_bundle, write_bundle
 from featurestore.study.config import IngestPlan, Pair, SetPlan, Study
-from featurestore.study.run import Report, compare_tables, reproduce, run_study
+from featurestore.study.run import Report, compare_tables, report, reproduce, run_study
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,6 +115,11 @@ def test_every_table_is_made_again_where_the_store_is_gone(
     assert again.contents.title == first.contents.title
     assert again.contents.lineage["state"] == first.contents.lineage["state"]
     assert "bundle" in again.contents.lineage["made again from"]
+    assert again.contents.notes == first.contents.notes
+    assert json.loads(again.contents.lineage["own comparisons"]) == [
+        {"first": "by name", "second": "all units, ridge"}
+    ]
+    assert json.loads(again.contents.lineage["own sets"])[0]["model"] == "ridge"
     assert not again.used
 
 
@@ -137,6 +142,19 @@ def test_what_was_read_is_what_is_there(bundle: Path, made: tuple[Study, Report]
     )
     with pytest.raises(AnalysisError, match="no view 'egemaps'"):
         found.features("egemaps")
+
+
+def test_notes_of_the_run_are_in_it(made: tuple[Study, Report], tmp_path: Path) -> None:
+    study = dataclasses.replace(made[0], output=str(tmp_path / "out"))
+    view = made[1].contents.lineage["view"]
+    plan = dataclasses.replace(study, analysis=dataclasses.replace(study.analysis, view=view))
+    first = report(plan, bundle=tmp_path / "a.zip", notes=["one was set aside"], progress=False)
+    assert "one was set aside" in first.contents.notes
+    found = read_bundle(tmp_path / "a.zip")
+    assert found.notes == first.contents.notes
+    again, _ = reproduce(found, tmp_path / "again", progress=False)
+    assert again.contents.notes == first.contents.notes
+    assert "one was set aside" in again.page.read_text(encoding="utf-8")
 
 
 def test_a_view_of_two_names_is_in_it_once(made: tuple[Study, Report], tmp_path: Path) -> None:
@@ -331,7 +349,7 @@ def test_another_number_is_found(copy: Path, tmp_path: Path) -> None:
     assert different.startswith("results ")
     assert "to 1.0e-05" in different
     assert sum("the same" in line for line in lines) == len(lines) - 2
-    again = command("study", "reproduce", copy, "-o", tmp_path / "out", "-q", "--json")
+    again = command("study", "reproduce", copy, "-o", tmp_path / "again", "-q", "--json")
     assert again.exit_code == 1
     said = json.loads(again.stdout)
     assert said["same"] is False

@@ -120,8 +120,10 @@ def renamed(data: Contents, names: dict[str, str]) -> Contents:
 def test_every_text_can_be_read(case: str) -> None:
     drawn = figures_of(CASES[case]())
     assert {"stability", "confounds", "layer-curves", "comparisons", "permutations"} < set(drawn)
+    traces = [name for name in drawn if name.startswith("trace")]
+    alike = {*traces[1:2], *traces[3:]}  # like the first and the third
     for name, draw in drawn.items():
-        if not name.startswith(("trace-2", "trace-4", "trace-5", "trace-6")):  # like 1 and 3
+        if name not in alike:
             assert_readable(draw())
 
 

@@ -12,30 +12,31 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from report_contents import contents
+from report_contents import TARGETS, contents
 
 from featurestore.report import latex
 from featurestore.report.contents import Contents
-from featurestore.report.exports import figures_of, tables_of, write_files
+from featurestore.report.exports import figures_of, tables_of, trace_stem, write_files
+from featurestore.report.names import file_names
 from featurestore.report.tables import long_table
 
 HOSTILE = "_$x^{2}$ \"</text><script>alert('&')</script> \\input{/etc/passwd} \x1b[31m 张三 %#~"
 SVG = "{http://www.w3.org/2000/svg}"
 
+TRACES = {f"trace-s{n + 1}-000{n}-{target}" for n in range(3) for target in TARGETS}
 STEMS = {
     *("table1", "table2", "folds", "comparisons", "permutations", "speakers", "stability"),
     *("thresholds", "map-valence", "map-arousal", "confounds", "curves", "trends"),
-    *("trace-1-valence", "trace-2-arousal", "trace-3-valence", "trace-4-arousal"),
-    *("trace-5-valence", "trace-6-arousal"),
+    *TRACES,
 }
 IN_PAPERS = {
     *("table1", "table2", "comparisons", "permutations", "speakers", "stability", "thresholds"),
-    "trends",
+    *("trends", "confounds", "curves"),
 }
 FIGURES = {
     *("map-valence", "map-arousal", "stability", "confounds", "layer-curves", "comparisons"),
-    *("permutations", "trace-1-valence", "trace-2-arousal", "trace-3-valence", "trace-4-arousal"),
-    *("trace-5-valence", "trace-6-arousal"),
+    "permutations",
+    *TRACES,
 }
 
 
@@ -83,7 +84,7 @@ def odd() -> Contents:
 
 
 def test_a_trace_is_a_table_of_its_frames(small: Contents, folder: Path) -> None:
-    read = pd.read_csv(folder / "trace-2-arousal.csv")
+    read = pd.read_csv(folder / "trace-s1-0000-arousal.csv")
     trace = small.traces[1]
     np.testing.assert_allclose(read["time_s"], trace.time_s)
     np.testing.assert_allclose(read["value"].mean(), trace.predicted)
@@ -154,6 +155,37 @@ def test_odd_targets_have_files_of_their_own(tmp_path: Path) -> None:
     assert all(path.name.isascii() and path.stat().st_size for path in written)
 
 
+def test_a_trace_has_files_of_its_own_in_every_report() -> None:
+    assert trace_stem("Ses01F_impro01_F000", "arousal") == "trace-Ses01F_impro01_F000-arousal"
+    odd = [
+        "a/b",
+        "a b",
+        "a_b",
+        "..",
+        "../x",
+        "\x00",
+        "张三",
+        "李四",
+        "x" * 41,
+        "x" * 42,
+        "x-1",
+        "x",
+    ]
+    targets = ["arousal", "a" * 25, "a" * 26, "1-arousal", "arousal_", "_", "é"]
+    stems = [trace_stem(id, target) for id in odd for target in targets]
+    assert len(set(stems)) == len(stems)
+    for stem in stems:
+        assert file_names([stem]) == {stem: stem}  # safe, and not shortened
+
+
+def test_two_models_of_one_utterance_have_files_each() -> None:
+    data = contents(layers=1, units=2)
+    twice = replace(data, traces=[data.traces[0], replace(data.traces[0], features="others")])
+    found = [stem for stem in figures_of(twice) if stem.startswith("trace")]
+    assert found == ["trace-s1-0000-valence", "trace-s1-0000-valence-2"]
+    assert [stem for stem in tables_of(twice) if stem.startswith("trace")] == found
+
+
 # --- CSV --------------------------------------------------------------------------------------
 
 
@@ -186,6 +218,17 @@ def test_csv_files_take_any_name(tmp_path: Path) -> None:
     read = pd.read_csv(tmp_path / "speakers.csv")["speaker"]
     assert list(read) == names
     assert "张三" in (tmp_path / "speakers.tex").read_text(encoding="utf-8")
+
+
+def test_no_name_is_a_formula(tmp_path: Path) -> None:
+    live = ['=HYPERLINK("http://x")', "+1+1", "-x", "@SUM(A1)", "\t=1", "\r=1", "-0.1 to +0.2"]
+    inert = ["a=b", "-0.5", "+3", "-inf", "'=1", ""]
+    speakers = pd.DataFrame({"speaker": [*live, *inert], "=cmd_mean": -1.5})
+    write_files(Contents("", (), (), {}, speakers), tmp_path)
+    read = pd.read_csv(tmp_path / "speakers.csv", dtype={"speaker": str}, keep_default_na=False)
+    assert list(read.columns) == ["speaker", "'=cmd_mean"]
+    assert list(read["speaker"]) == [f"'{one}" for one in live] + inert
+    assert set(read["'=cmd_mean"]) == {-1.5}
 
 
 # --- LaTeX ------------------------------------------------------------------------------------
@@ -243,6 +286,18 @@ def test_numbers_have_three_decimals_and_a_minus() -> None:
     ]
     assert "Features & Permuted low & n & p & Interval & Permutations" in text
     assert "{lrrrlr}" in text
+
+
+def test_confounds_and_curves_in_latex_name_their_layers(small: Contents, folder: Path) -> None:
+    text = (folder / "confounds.tex").read_text()
+    assert "Covariate & Over & Layer & Mean \\textbar{}r\\textbar{}" in text
+    rows = rows_of_tex(text)
+    assert [row[0] for row in rows[:3]] == ["duration"] * 3
+    assert [row[2] for row in rows[:3]] == [latex.escaped(one) for one in small.layer_names]
+    rows = rows_of_tex((folder / "curves.tex").read_text())
+    assert len(rows) == len(small.curves)
+    assert {row[3] for row in rows} == {"CCC", "MSE"}
+    assert "Mean" not in rows[0]
 
 
 def test_measures_and_differences_are_headed_for_readers(folder: Path) -> None:

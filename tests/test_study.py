@@ -35,6 +35,7 @@ from featurestore.study.sets import RIDGE
 from featurestore.study.statements import statements
 from featurestore.study.views import Studied
 
+COMMAND = "study /home/me/it.toml --bundle=../mine/a.zip -o 'C:\\my folder\\the report'"
 TABLES = (
     *("speakers", "maps", "thresholds", "stability", "confounds", "curves", "results"),
     *("comparisons", "permutations", "trends"),
@@ -110,7 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Report]:
         analysis=dataclasses.replace(PLAN, folds="speaker:2", permutations=3),
         traces=TracePlan(count=1),
     )
-    return asked, run_study(asked, command="study it", progress=False)
+    return asked, run_study(asked, command=COMMAND, progress=False)
 
 
 def test_everything_that_a_report_shows_is_there(whole: tuple[Study, Report]) -> None:
@@ -137,7 +138,8 @@ def test_every_file_is_written_and_its_origin_is_current(whole: tuple[Study, Rep
     folder = Path(study.output)
     assert made.page == made.files[0] == folder / "index.html"
     names = {path.name for path in made.files}
-    assert {"map-arousal.png", "table1.tex", "comparisons.csv", "trace-1-valence.svg"} <= names
+    assert {"map-arousal.png", "table1.tex", "comparisons.csv", "comparisons.tex"} <= names
+    assert sum(name.startswith("trace-u") and name.endswith("-valence.svg") for name in names) == 1
     assert names == {path.name for path in folder.iterdir()} - {"provenance.json", "cache"}
     checked = check_results(folder)
     assert {one.file for one in checked} == names
@@ -145,7 +147,8 @@ def test_every_file_is_written_and_its_origin_is_current(whole: tuple[Study, Rep
     facts = read_provenance(folder)["index.html"]
     views = fs.open_store(study.store).views
     assert sorted(facts["views"]) == sorted(views)  # both networks, MFCC and eGeMAPS
-    assert (facts["weights_source"], facts["command"]) == ("random:7", "study it")
+    assert (facts["weights_source"], facts["command"]) == ("random:7", COMMAND)
+    assert made.contents.lineage["command"] == "study it.toml --bundle=a.zip -o 'the report'"
     page = made.page.read_text(encoding="utf-8")
     assert str(folder.parent) not in page.replace(SENTENCE, "")
 
@@ -358,6 +361,9 @@ def test_what_could_not_be_read_is_in_the_report(
     made = run_study(study, progress=False)
     (note,) = (one for one in made.contents.notes if "could not be read" in one)
     assert note.startswith("1 utterances could not be read: u004 (")
+    assert Path(table["path"].iloc[4]).name in note
+    assert str(tmp_path) not in note
+    assert str(tmp_path) not in made.page.read_text(encoding="utf-8")
     assert made.contents.corpus["utterances"] == "11"
 
 

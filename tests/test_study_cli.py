@@ -178,8 +178,15 @@ def test_trace_follows_an_utterance(run: Run, store: Path, view: str, tmp_path: 
     asked = ("trace", store, "--view", view, "--id", "u003", "-t", "arousal")
     done = run(*asked, "-o", tmp_path)
     assert done.out.startswith("u003, arousal: predicted ")
-    curve = pd.read_csv(tmp_path / "trace-1-arousal.csv")
-    assert (tmp_path / "trace-1-arousal.png").exists()
+    curve = pd.read_csv(tmp_path / "trace-u003-arousal.csv")
+    assert (tmp_path / "trace-u003-arousal.png").exists()
+    other = ("trace", store, "--view", view, "--id", "u004", "-t", "arousal", "-o", tmp_path)
+    run(*other)
+    assert {p.stem for p in tmp_path.glob("trace-*.csv")} == {
+        "trace-u003-arousal",
+        "trace-u004-arousal",
+    }
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "trace-u003-arousal.csv"), curve)
     facts = run(
         *asked, "--id", "u004", "--features", "network.mean[0] + network.skip.mean[-1]",
         "--model", "ols", "--best", 3, "-o", tmp_path / "b", "--json",
@@ -190,6 +197,34 @@ def test_trace_follows_an_utterance(run: Run, store: Path, view: str, tmp_path: 
         assert row["predicted"] == pytest.approx(row["from_pooled"], rel=0.05)
     assert facts["traces"][0]["features"].startswith("3 best of network.mean[0] + network.skip")
     assert sources(tmp_path / "b") == {"tiny"}
+
+
+def test_a_label_that_is_named_twice_counts_once(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    twice = ("--view", view, "-t", "arousal", "-t", "arousal", "--json")
+    said = run("map", store, *twice, "-o", tmp_path / "a", "--permutations", 0).json
+    assert [row["target"] for row in said["maps"]] == ["arousal"]
+    said = run("trace", store, *twice, "--id", "u003", "--id", "u003", "-o", tmp_path / "b").json
+    assert [(row["id"], row["target"]) for row in said["traces"]] == [("u003", "arousal")]
+    sets = ("--set", "mfcc", "--set", "network", "--model", "ridge", "--compare")
+    said = run("evaluate", store, *twice, *sets, "-o", tmp_path / "c").json
+    assert [row["target"] for row in said["rows"]] == ["arousal"] * 2
+
+
+@pytest.mark.usefixtures("few_figures")
+def test_a_report_of_a_label_that_is_named_twice(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    twice = ("-t", "arousal", "-t", "arousal")
+    said = run("report", store, "--view", view, *twice, "-o", tmp_path, *QUICK, "--json").json
+    assert {row["target"] for row in said["comparisons"]} == {"arousal"}
+
+
+@pytest.mark.parametrize("command", ["report", "map"])
+def test_a_seed_is_no_negative_number(run: Run, store: Path, tmp_path: Path, command: str) -> None:
+    said = run(command, store, "-o", tmp_path / "x", "--seed", -1, code=2).err
+    assert "--seed" in said
 
 
 @pytest.mark.parametrize(
@@ -230,6 +265,13 @@ def test_trace_follows_an_utterance(run: Run, store: Path, view: str, tmp_path: 
             ("evaluate", "STORE", "--set", "mfcc", "--capture", "skip", "-o", "x"),
             "network.skip.mean",
         ),
+        (("evaluate", "STORE", "--model", "ols", "-o", "x"), "--model ols is for sets"),
+        (("evaluate", "STORE", "--best", "5", "-o", "x"), "--best 5 is for sets"),
+        (("evaluate", "STORE", "--scale", "none", "-o", "x"), "--scale none is for sets"),
+        (("evaluate", "STORE", "--select", "pca", "-o", "x"), "--select pca is for sets"),
+        (("evaluate", "STORE", "--set", "mfcc", "--table", "1", "-o", "x"), "--table 1 is for"),
+        (("evaluate", "STORE", "--set", "mfcc", "--features", "100", "-o", "x"), "--best 100"),
+        (("evaluate", "STORE", "--set", "mfcc", "--select", "pca", "-o", "x"), "--best 100"),
     ],
 )
 def test_errors_are_one_line(
@@ -289,6 +331,64 @@ def test_a_study_from_its_template_to_its_reproduction(run: Run, tmp_path: Path)
     assert made["same"] is True
     assert {row["same"] for row in made["tables"]} == {True}
     assert SENTENCE not in (tmp_path / "again" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_dry_run_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    small_corpus(tmp_path)
+    text = """
+        store = "a.store"
+        output = "out"
+        manifest = "manifest.csv"
+        [ingest]
+        weights = "tiny:7"
+        controls = ["tiny:0"]
+        views = ["network", "mfcc"]
+        precision = "parity"
+        [[sets]]
+        name = "mine"
+        features = "network"
+        model = "ridge"
+    """
+    for old, new, words in (
+        ('"parity"', '"foo"', "unknown precision 'foo'"),
+        ('"ridge"', '"forest"', "model = 'forest'; accepted: ols, ridge"),
+        ('"tiny:0"', '"nowhere"', "nowhere"),
+    ):
+        file = tmp_path / "wrong.toml"
+        file.write_text(text.replace(old, new))
+        said = run("study", "run", file, "--dry-run", "--json", code=1)
+        assert said.out == ""
+        assert words in said.err
+    (tmp_path / "right.toml").write_text(text)
+    assert run("study", "run", tmp_path / "right.toml", "--dry-run", "--json").json["plan"]
+    asked = ("study", "run", tmp_path / "right.toml", "--dry-run", "--bundle", tmp_path)
+    assert "is a folder" in run(*asked, code=1).err
+    assert not (tmp_path / "a.store").exists()
+
+
+def test_results_are_put_where_nothing_else_is(
+    run: Run, store: Path, view: str, tmp_path: Path
+) -> None:
+    of = ("--view", view, "-t", "arousal")
+    commands: dict[str, tuple[object, ...]] = {
+        "thresholds.csv": ("map", store, *of, "--permutations", 0),
+        "trace-u003-arousal.png": ("trace", store, *of, "--id", "u003"),
+        "speakers.csv": ("report", store, *of, *QUICK),
+    }
+    for name, asked in commands.items():
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        (out / "notes.txt").write_text("not in the way")
+        assert f"{out / name} is there already" in run(*asked, "-o", out, code=1).err
+        assert {path.name for path in out.iterdir()} == {name, "notes.txt"}
+        assert (out / name).read_text() == "mine"
+        said = run(*asked, "-o", store / "out", code=1).err
+        assert f"lies in the feature store {store}" in said
+    (tmp_path / "speakers.csv" / "thresholds.csv").write_text("of no map")
+    trace = (*commands["trace-u003-arousal.png"], "-o", tmp_path / "speakers.csv")
+    run(*trace)
+    run(*trace)
 
 
 @pytest.mark.usefixtures("few_figures")

@@ -113,6 +113,7 @@ def test_paths_are_relative_to_the_file_and_urls_are_what_they_are(tmp_path: Pat
         (f"{LEAST}[analysis]\nresamples = 0", ["analysis.resamples = 0", "1 or more"]),
         (f"{LEAST}[analysis]\npermutations = -1", ["analysis.permutations = -1", "0 or more"]),
         (f"{LEAST}[traces]\ncount = -2", ["traces.count = -2", "0 or more"]),
+        (f"{LEAST}[analysis]\nseed = -1", ["analysis.seed = -1", "0 or more"]),
     ],
 )
 def test_an_error_names_file_key_and_what_is_accepted(
@@ -138,6 +139,13 @@ def test_plain_values_make_the_same_study_again(tmp_path: Path) -> None:
     found = read_study(write(tmp_path, text))
     assert found.sets == (SetPlan("a", "mfcc", best=3),)
     assert from_dict(found.to_dict()) == found
+
+
+def test_what_is_named_twice_counts_once(tmp_path: Path) -> None:
+    text = f"{LEAST}[analysis]\ntargets = ['b', 'a', 'b']\n[traces]\nids = ['u', 'u']"
+    found = read_study(write(tmp_path, text))
+    assert found.analysis.targets == ("b", "a")
+    assert found.traces.ids == ("u",)
 
 
 # --- the template -------------------------------------------------------------------------------

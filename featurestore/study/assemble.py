@@ -71,9 +71,24 @@ def contents_of(
         lineage={
             **lineage,
             **_views_said(findings, facts),
-            "study": json.dumps(dataclasses.asdict(plan), ensure_ascii=False),
+            "study": _json(dataclasses.asdict(plan)),
+            **_added(study),
         },
     )
+
+
+def _added(study: Study) -> dict[str, str]:
+    """Sets and comparisons that the study adds, where there are any."""
+    added: dict[str, Sequence[Any]] = {"own sets": study.sets, "own comparisons": study.comparisons}
+    return {
+        name: _json([dataclasses.asdict(one) for one in found])
+        for name, found in added.items()
+        if found
+    }
+
+
+def _json(values: object) -> str:
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _named(study: Study) -> str:

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -30,6 +31,7 @@ from featurestore.analysis.sets import kind_of
 from featurestore.analysis.trace import Trace
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
+from featurestore.provenance import check_output
 from featurestore.study.analyses import DESCRIBED, Findings, labelled_folds
 from featurestore.study.config import Study, from_dict
 from featurestore.study.views import StudiedStore, ViewFacts, view_named
@@ -48,6 +50,7 @@ def write_bundle(
     findings: Findings,
     traces: Sequence[Trace],
     lineage: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> None:
     """Write a study's pooled data, folds and results.
 
@@ -58,6 +61,7 @@ def write_bundle(
         findings: of the analyses.
         traces: of some utterances; without their audio and text.
         lineage: of the report.
+        notes: of the report, besides those of the findings.
     """
     views: dict[str, dict[str, Any]] = {}
     tables = []
@@ -81,11 +85,42 @@ def write_bundle(
             "main": findings.main.name,
             "facts": {name: asdict(one) for name, one in store.facts.items()},
             "views": views,
-            "notes": findings.notes,
+            "notes": list(dict.fromkeys([*findings.notes, *notes])),
             "lineage": dict(lineage),
             "traces": [_plain(one) for one in traces],
         }
         _add(archive, "bundle.json", json.dumps(about, ensure_ascii=False).encode())
+
+
+def check_bundle(path: str | os.PathLike[str], *, store: str = "") -> None:
+    """Refuse to write a bundle over anything but a bundle.
+
+    Args:
+        path: zip file that is to be written.
+        store: that is studied, there or not.
+
+    Raises:
+        AnalysisError: a folder, another file, or a place in a store; names it.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(path):
+        raise AnalysisError(
+            f"{name} is a folder; name the zip file to write, such as "
+            f"{os.path.join(name, 'study.zip')}."
+        )
+    check_output(Path(path).parent, store=store)
+    if os.path.lexists(path) and not _is_bundle(path):
+        raise AnalysisError(
+            f"{name} is there already and is no bundle; move it away, or name another file."
+        )
+
+
+def _is_bundle(path: str | os.PathLike[str]) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("bundle.json"))["format"] == _FORMAT
+    except _DAMAGED:
+        return False
 
 
 def _kept(table: pd.DataFrame, name: str, study: Study) -> bool:
@@ -100,12 +135,15 @@ def _without_places(study: Study) -> Study:
     """The study without the folders of the machine that it ran on."""
     plan = study.ingest
     bare = dataclasses.replace(
-        plan, weights=_last(plan.weights), controls=tuple(map(_last, plan.controls))
+        plan, weights=last_part(plan.weights), controls=tuple(map(last_part, plan.controls))
     )
-    return dataclasses.replace(study, store=_last(study.store), output="", manifest="", ingest=bare)
+    return dataclasses.replace(
+        study, store=last_part(study.store), output="", manifest="", ingest=bare
+    )
 
 
-def _last(place: str) -> str:
+def last_part(place: str) -> str:
+    """The name of a file, folder or URL without those that it lies in."""
     return re.split(r"[/\\]", place.rstrip("/\\"))[-1]
 
 
@@ -119,6 +157,7 @@ class Bundle:
         tables: that were found, by name.
         traces: of some utterances.
         lineage: of the report.
+        notes: of the report.
         folds: utterance id and fold.
         arrays: pooled values by view and capture; "" for eGeMAPS.
         held: what arrays hold: statistics, layers or features, and ids, by view.
@@ -130,6 +169,7 @@ class Bundle:
     tables: dict[str, pd.DataFrame]
     traces: list[Trace]
     lineage: dict[str, str]
+    notes: list[str]
     folds: pd.DataFrame
     arrays: dict[tuple[str, str], np.ndarray]
     held: dict[str, dict[str, Any]]
@@ -250,6 +290,7 @@ def _opened(archive: zipfile.ZipFile, about: dict[str, Any], name: str) -> Bundl
         tables=tables,
         traces=[_trace(one) for one in about["traces"]],
         lineage=about["lineage"],
+        notes=[str(one) for one in about["notes"]],
         folds=_read_parquet(archive, "folds.parquet"),
         arrays=arrays,
         held=about["views"],

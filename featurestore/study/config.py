@@ -200,13 +200,22 @@ def from_dict(table: Mapping[str, Any], *, name: str = "the study") -> Study:
             )
     for key, value in (
         ("analysis.permutations", analysis.permutations),
+        ("analysis.seed", analysis.seed),
         ("traces.count", study.traces.count),
     ):
         if value < 0:
             raise AnalysisError(f"{name}: {key} = {value}; give 0 or more.")
     if not analysis.targets:
         raise AnalysisError(f"{name}: analysis.targets is empty; name a numeric label.")
-    return study
+    return dataclasses.replace(
+        study,
+        analysis=dataclasses.replace(analysis, targets=_once(analysis.targets)),
+        traces=dataclasses.replace(study.traces, ids=_once(study.traces.ids)),
+    )
+
+
+def _once(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def _place(value: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,25 +16,31 @@ import numpy as np
 import pandas as pd
 
 from featurestore.analysis.features import AnalysisWarning
-from featurestore.analysis.sets import kind_of
 from featurestore.analysis.trace import MODEL, Trace, trace
-from featurestore.provenance import Provenance, read_provenance, reading, record_results
+from featurestore.errors import AnalysisError
+from featurestore.provenance import (
+    Provenance,
+    check_output,
+    claim_results,
+    read_provenance,
+    reading,
+    record_results,
+)
 from featurestore.report.contents import Contents
-from featurestore.report.exports import write_files
+from featurestore.report.exports import names_of, write_files
 from featurestore.report.page import write_page
 from featurestore.study.analyses import Findings, analyse
 from featurestore.study.assemble import chosen_ids, contents_of
-from featurestore.study.bundle import Bundle, write_bundle
+from featurestore.study.bundle import Bundle, last_part, write_bundle
 from featurestore.study.cache import Cache
+from featurestore.study.checks import PAGE, check_places, check_study, ingests, of_its_weights
 from featurestore.study.config import AnalysisPlan, Study
-from featurestore.study.sets import check_own, units_of
+from featurestore.study.sets import units_of
 from featurestore.study.views import Studied, view_named
-from featurestore.types import NETWORK, VIEWS
 
 if TYPE_CHECKING:
     from featurestore.ingest import IngestSummary
 
-PAGE = "index.html"
 _CACHE = "cache"
 _SHOWN = 5  # utterances that are named in a note
 
@@ -77,11 +84,11 @@ def run_study(
     Raises:
         FeatureStoreError: whatever keeps the ingest or an analysis from being done.
     """
-    check_own(study.sets)  # before hours of ingest
+    check_study(study, bundle=bundle)
     notes: list[str] = []
     if study.manifest:
         made = ingest_study(study, progress=progress)
-        study, notes = _of_its_weights(study, made[0]), _set_aside(made)
+        study, notes = of_its_weights(study, made[0].views), _set_aside(made)
     return report(study, command=command, bundle=bundle, notes=notes, progress=progress)
 
 
@@ -93,38 +100,28 @@ def ingest_study(study: Study, *, progress: bool | None = None) -> list[IngestSu
         progress: whether to show bars.
     """
     from featurestore.ingest import ingest
-    from featurestore.setup import IngestConfig
 
-    plan = study.ingest
-    config = IngestConfig(
-        views=plan.views,
-        captures=plan.captures or None,
-        frames=plan.frames,
-        precision=plan.precision,
-    )
-    control = dataclasses.replace(config, views=(NETWORK,), frames=False)
-    wanted = [(plan.weights, config), *((weights, control) for weights in plan.controls)]
     return [
         ingest(study.manifest, study.store, encoder=weights, config=one, progress=progress)
-        for weights, one in wanted
+        for weights, one in ingests(study)
     ]
-
-
-def _of_its_weights(study: Study, made: IngestSummary) -> Study:
-    """The study, about the view that its own weights made."""
-    networks = [name for name in made.views if kind_of(name) not in VIEWS]
-    if study.analysis.view != NETWORK or not networks:
-        return study
-    plan = dataclasses.replace(study.analysis, view=networks[0])
-    return dataclasses.replace(study, analysis=plan)
 
 
 def _set_aside(made: Sequence[IngestSummary]) -> list[str]:
     """A note on utterances that the ingest could not read."""
-    reasons = {one.id: one.reason for summary in made for one in summary.skipped}
+    reasons = {
+        one.id: _without_folder(one.reason, one.path) for summary in made for one in summary.skipped
+    }
     said = "; ".join(f"{id} ({reason})" for id, reason in list(reasons.items())[:_SHOWN])
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return [f"{len(reasons)} utterances could not be read: {said}{more}."] if reasons else []
+
+
+def _without_folder(reason: str, path: str) -> str:
+    """A reason that names a file by its name alone: a page tells nothing of this machine."""
+    name, folder = last_part(path), os.path.dirname(path)
+    said = reason.replace(path, name).replace(repr(path), repr(name))
+    return said.replace(f"{folder}/", "") if len(folder) > 1 else said
 
 
 def report(
@@ -146,9 +143,10 @@ def report(
 
     Raises:
         AnalysisError: an unknown label, view or speaker; folds that would leak; a store that
-            changed meanwhile.
+            changed meanwhile; a place to write to that holds something else.
         StoreError: no store, or an unfinished one.
     """
+    check_places(study, bundle)
     folder = Path(study.output)
     cache = Cache(folder / _CACHE)
     with reading(study.store) as source:
@@ -174,13 +172,15 @@ def report(
         lineage=lineage,
         notes=said,
     )
+    claim_results(folder, [PAGE, *names_of(contents)], origin)
     files = _write(contents, folder)
     earlier = [name for name, facts in read_provenance(folder).items() if _of_a_report(facts)]
     record_results(folder, files, origin, instead_of=earlier)
     if bundle:
         write_bundle(
-            bundle, store=store, study=study, findings=findings, traces=traces, lineage=lineage
-        )
+            bundle, store=store, study=study, findings=findings, traces=traces, lineage=lineage,
+            notes=said,
+        )  # fmt: skip
     cache.forget_others()
     return Report(files[0], files, contents, cache.made, cache.used, origin)
 
@@ -208,13 +208,28 @@ def lineage_of(origin: Provenance) -> dict[str, str]:
     facts = origin.facts
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     return {
-        "store": origin.store.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1],
+        "store": last_part(origin.store),
         "state": origin.state,
         "views": ", ".join(facts["views"]),
         "featurestore": str(facts["featurestore"]),
         "versions": versions,
         "made": str(facts["made"]),
+        "command": _without_places(str(facts["command"])),
     }
+
+
+def _without_places(command: str) -> str:
+    """A command line with the names of files and folders, but not where they are."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote without its other half
+        words = command.split()
+    return shlex.join(_placeless(word) for word in words)
+
+
+def _placeless(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{option}{equals}{last_part(value)}"
 
 
 def _traces(store: Studied, findings: Findings, study: Study) -> tuple[list[Trace], list[str]]:
@@ -235,19 +250,30 @@ def reproduce(
 
     Args:
         bundle: from `read_bundle`.
-        folder: for the report.
+        folder: for the report, new or empty: nothing says what its files were computed from.
         progress: whether to show bars.
 
     Returns:
         The report, and per table: rows, `largest` relative difference between the numbers in the
         bundle and those made again, and whether it is `same`: to 1e-6, and every text.
+
+    Raises:
+        AnalysisError: a folder that is not empty.
     """
+    check_output(folder)
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise AnalysisError(f"{os.fspath(folder)} is not empty; give a new folder (-o).")
     study = dataclasses.replace(bundle.study, output=os.fspath(folder))
     cache = Cache(None)
     findings = analyse(bundle, study, cache=cache, progress=progress)
     lineage = {**bundle.lineage, "made again from": "a bundle of pooled data"}
     contents = contents_of(
-        findings, study, facts=bundle.facts, traces=bundle.traces, lineage=lineage
+        findings,
+        study,
+        facts=bundle.facts,
+        traces=bundle.traces,
+        lineage=lineage,
+        notes=bundle.notes,
     )
     files = _write(contents, Path(folder))
     compared = compare_tables(bundle.tables, findings.tables)

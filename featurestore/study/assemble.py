@@ -14,6 +14,7 @@ import xarray as xr
 from featurestore.analysis.features import is_numeric, label_values, text_values
 from featurestore.analysis.trace import Trace
 from featurestore.report.contents import Contents, Scatter
+from featurestore.report.wording import raised
 from featurestore.study.analyses import Findings
 from featurestore.study.config import Study
 from featurestore.study.sets import headlines, units_of
@@ -49,7 +50,7 @@ def contents_of(
     empty = pd.DataFrame()
     told = headlines(plan, tables.get("comparisons", empty))
     return Contents(
-        title=study.title or f"{', '.join(t.capitalize() for t in targets)} in {_named(study)}",
+        title=study.title or f"{', '.join(raised(t) for t in targets)} in {_named(study)}",
         targets=targets,
         layer_names=list(findings.main.layer_names),
         corpus=corpus_facts(table, targets),

@@ -86,7 +86,10 @@ def permutation_test(
     """
     targets = (targets,) if isinstance(targets, str) else targets
     grid = np.asarray(penalties, np.float64)
-    array, notes = finite_block(store, features)
+    lean = freeing_at_once if memory is not None else nullcontext
+    resident = resident_bytes()  # before the first block is read: what that leaves is used again
+    with lean():
+        array, notes = finite_block(store, features)
     lazy, table = da.asarray(array.data), utterance_table(array)
     rows: list[dict[str, Any]] = []
     for together, known in targets_by_missing(table, targets):
@@ -100,12 +103,12 @@ def permutation_test(
             _codes(make_folds(table, scheme=folds, of=known), lazy.shape[0]),
             grid,
         )
-        size = task.at_a_time(memory, permutations)
+        size = task.at_a_time(memory, permutations, resident)
         starts = range(0, permutations, size) if permutations else (0,)
         steps = len(starts) * task.groups
         with (
             progress_bar("Permutations", steps, unit="folds", show=progress) as tick,
-            freeing_at_once() if memory is not None else nullcontext(),
+            lean(),
         ):
             batches = [task.run(at, min(at + size, permutations), seed, tick) for at in starts]
         counts = {"utterances": int(known.sum()), "speakers": len(np.unique(said[known]))}
@@ -178,8 +181,13 @@ class _Task:
                 into += level[:, None]
         return y
 
-    def at_a_time(self, memory: int | None, permutations: int) -> int:
+    def at_a_time(self, memory: int | None, permutations: int, resident: int) -> int:
         """Permutations whose sums, and those of a fold's regression, fit in memory.
+
+        Args:
+            memory: bytes in all; None for any.
+            permutations: wanted.
+            resident: bytes that the process has already.
 
         Raises:
             AnalysisError: none do.
@@ -187,7 +195,7 @@ class _Task:
         if memory is None:
             return max(1, permutations)
         above, each = self._bytes()
-        fixed = resident_bytes() + above + each  # the last are the labels as they are
+        fixed = resident + above + each  # the last are the labels as they are
         fits = (memory - fixed) // each
         if fits >= permutations:
             return max(1, permutations)

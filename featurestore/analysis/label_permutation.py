@@ -26,7 +26,7 @@ from featurestore.analysis.features import (
 from featurestore.analysis.folds import Split, make_folds
 from featurestore.analysis.held_out_ridge import hold_out_each
 from featurestore.analysis.permutation import permuted
-from featurestore.analysis.sets import finite_block
+from featurestore.analysis.sets import finite_only, one_block, read_block
 from featurestore.analysis.sums import group_sums, group_triangles
 from featurestore.errors import AnalysisError
 from featurestore.hardware import freeing_at_once, resident_bytes
@@ -87,10 +87,12 @@ def permutation_test(
     targets = (targets,) if isinstance(targets, str) else targets
     grid = np.asarray(penalties, np.float64)
     lean = freeing_at_once if memory is not None else nullcontext
+    array = read_block(store, one_block(features))
+    table = utterance_table(array)
     resident = resident_bytes()  # before the first block is read: what that leaves is used again
     with lean():
-        array, notes = finite_block(store, features)
-    lazy, table = da.asarray(array.data), utterance_table(array)
+        array, notes = finite_only(array)
+    lazy, table = da.asarray(array.data), utterance_table(array) if notes else table
     rows: list[dict[str, Any]] = []
     for together, known in targets_by_missing(table, targets):
         notes += unlabelled(table, together, known=known)

@@ -33,7 +33,7 @@ from featurestore.analysis.features import (
 )
 from featurestore.analysis.streams import Blocks, in_runs
 from featurestore.errors import AnalysisError
-from featurestore.types import STATISTICS
+from featurestore.types import NETWORK, STATISTICS
 
 END_LAYERS = 3  # "first" and "last" layers of the paper's second experiment
 
@@ -281,29 +281,33 @@ def read_block(store: Store, block: Block) -> xr.DataArray:
 
 
 def finite_block(store: Store, features: str) -> tuple[xr.DataArray, list[str]]:
-    """All layers of one block, without utterances of which a feature is not finite.
-
-    One pass over the array, two blocks of it in memory at a time.
+    """`finite_only` of all layers of one block.
 
     Args:
         store: an open feature store.
         features: an expression of one term, without layers.
 
-    Returns:
-        (utterance, *feature), lazy, with its coordinates; and a note on what was left out, if any.
-
     Raises:
         AnalysisError: it names several terms or some layers, or no such capture or statistic.
     """
-    block = one_block(features)
-    array = read_block(store, block)
+    return finite_only(read_block(store, one_block(features)))
+
+
+def finite_only(array: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
+    """The utterances all of whose features are finite, and a note on the others, if there are any.
+
+    One pass over the array, two blocks of it in memory at a time.
+
+    Args:
+        array: (utterance, *feature), lazy, as from `read_block`.
+    """
     lazy = da.asarray(array.data)
     bad = np.concatenate([np.empty(0, np.int64), *in_runs(lazy, _not_finite_rows)])
     if not len(bad):
         return array, []
     keep = np.setdiff1d(np.arange(lazy.shape[0]), bad)
     ids = text_values(utterance_table(array), "id")[np.sort(bad)]
-    view = str(array.attrs.get("view", block.view))
+    view = str(array.attrs.get("view", NETWORK))
     return array.isel(utterance=keep), [_not_finite(view, ids) + "."]
 
 

@@ -238,7 +238,7 @@ def test_a_constant_label_is_no_result_whatever_it_is(value: float) -> None:
 
 def test_what_does_not_count_is_counted() -> None:
     data = store(signal=0.7).pooled("gcu").load().copy(deep=True)
-    data["gate"][:, 3] = np.nan
+    data["gate"][:, 3] = np.inf
     data["arousal"][np.arange(150) % 6 == 1] = np.nan
     less = data.isel(utterance=np.setdiff1d(np.arange(150), [3])).chunk(utterance=20)
     options = {"targets": ("arousal", "valence"), "permutations": 5}

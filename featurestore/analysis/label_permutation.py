@@ -12,6 +12,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pandas as pd
+import xarray as xr
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
@@ -84,17 +85,53 @@ def permutation_test(
     Raises:
         AnalysisError: as `evaluate`, or `memory` that is not enough for any permutation.
     """
-    targets = (targets,) if isinstance(targets, str) else targets
-    grid = np.asarray(penalties, np.float64)
-    lean = freeing_at_once if memory is not None else nullcontext
+    asked = _Asked(
+        (targets,) if isinstance(targets, str) else targets,
+        folds,
+        np.asarray(penalties, np.float64),
+        permutations,
+        memory,
+        seed,
+        name or features,
+        progress,
+    )
     array = read_block(store, one_block(features))
-    table = utterance_table(array)
-    resident = resident_bytes()  # before the first block is read: what that leaves is used again
-    with lean():
+    notes: list[str] = []
+    try:
+        rows = _tested(array, asked, notes)
+    except _NotFinite:
+        # Looked for only now: that takes a pass over the store, which leaves less memory for sums.
         array, notes = finite_only(array)
-    lazy, table = da.asarray(array.data), utterance_table(array) if notes else table
+        rows = _tested(array, asked, notes)
+    order = {target: place for place, target in enumerate(asked.targets)}
+    results = pd.DataFrame(sorted(rows, key=lambda row: order[row["target"]]))
+    results.attrs["notes"] = notes
+    return results
+
+
+class _NotFinite(Exception):  # noqa: N818  # it goes nowhere
+    """Some utterance has a feature that is not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Arguments of `permutation_test`."""
+
+    targets: Sequence[str]
+    folds: str
+    grid: Float64[np.ndarray, " penalty"]
+    permutations: int
+    memory: int | None
+    seed: int
+    name: str
+    progress: bool | None
+
+
+def _tested(array: xr.DataArray, asked: _Asked, notes: list[str]) -> list[dict[str, Any]]:
+    """Rows of all targets; what is left out is added to `notes`."""
+    lazy, table = da.asarray(array.data), utterance_table(array)
     rows: list[dict[str, Any]] = []
-    for together, known in targets_by_missing(table, targets):
+    for together, known in targets_by_missing(table, asked.targets):
         notes += unlabelled(table, together, known=known)
         said = known_speakers(table, of=known)
         speakers = np.unique(said, return_inverse=True)[1]
@@ -102,23 +139,21 @@ def permutation_test(
             lazy,
             [label_values(table, target=t) for t in together],
             np.where(known, speakers, -1),
-            _codes(make_folds(table, scheme=folds, of=known), lazy.shape[0]),
-            grid,
+            _codes(make_folds(table, scheme=asked.folds, of=known), lazy.shape[0]),
+            asked.grid,
         )
-        size = task.at_a_time(memory, permutations, resident)
-        starts = range(0, permutations, size) if permutations else (0,)
+        last = asked.permutations
+        size = task.at_a_time(asked.memory, last)
+        starts = range(0, last, size) if last else (0,)
         steps = len(starts) * task.groups
         with (
-            progress_bar("Permutations", steps, unit="folds", show=progress) as tick,
-            lean(),
+            progress_bar("Permutations", steps, unit="folds", show=asked.progress) as tick,
+            freeing_at_once() if asked.memory is not None else nullcontext(),
         ):
-            batches = [task.run(at, min(at + size, permutations), seed, tick) for at in starts]
+            batches = [task.run(at, min(at + size, last), asked.seed, tick) for at in starts]
         counts = {"utterances": int(known.sum()), "speakers": len(np.unique(said[known]))}
-        rows += [row | counts for row in _rows(batches, together, grid, name or features)]
-    order = {target: place for place, target in enumerate(targets)}
-    results = pd.DataFrame(sorted(rows, key=lambda row: order[row["target"]]))
-    results.attrs["notes"] = notes
-    return results
+        rows += [row | counts for row in _rows(batches, together, asked.grid, asked.name)]
+    return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +183,15 @@ class _Task:
         """Of labels as they are and of some permutations, (penalty, target, 1 + permutation).
 
         All else is let go on return: the sums of two batches are never there together.
+
+        Raises:
+            _NotFinite: before anything is regressed.
         """
         y = self._columns(first, stop, seed)
         groups = self.groups
         sums = group_sums(self.lazy, y=y, codes=self.codes, groups=groups)
+        if not np.isfinite(sums.x).all():
+            raise _NotFinite
         triangles = functools.cache(
             functools.partial(
                 group_triangles, self.lazy, y=y, codes=self.codes, groups=groups,
@@ -183,13 +223,8 @@ class _Task:
                 into += level[:, None]
         return y
 
-    def at_a_time(self, memory: int | None, permutations: int, resident: int) -> int:
+    def at_a_time(self, memory: int | None, permutations: int) -> int:
         """Permutations whose sums, and those of a fold's regression, fit in memory.
-
-        Args:
-            memory: bytes in all; None for any.
-            permutations: wanted.
-            resident: bytes that the process has already.
 
         Raises:
             AnalysisError: none do.
@@ -197,7 +232,7 @@ class _Task:
         if memory is None:
             return max(1, permutations)
         above, each = self._bytes()
-        fixed = resident + above + each  # the last are the labels as they are
+        fixed = resident_bytes() + above + each  # the last are the labels as they are
         fits = (memory - fixed) // each
         if fits >= permutations:
             return max(1, permutations)

@@ -99,6 +99,7 @@ def group_sums(
     return functools.reduce(Sums.__add__, in_runs(x, work, wanted=codes >= 0))
 
 
+@np.errstate(invalid="ignore")  # sums of what is not finite say so themselves
 def _add_up(
     blocks: Blocks, *, y: NDArray[np.float64], codes: NDArray[np.int64], groups: int
 ) -> Sums:

@@ -20,7 +20,7 @@ demo: $(VENV)/installed-demo
 	$(VENV)/bin/featurestore demo demo
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

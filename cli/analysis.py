@@ -38,6 +38,9 @@ CaptureOption = Annotated[
         help="Capture point, such as gate, skip or residual. The view's first one if none."
     ),
 ]
+FoldsOption = Annotated[
+    str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
+]
 NoteOption = Annotated[
     list[str] | None, typer.Option("--note", help="A caveat to print under every figure and table.")
 ]
@@ -175,9 +178,7 @@ def evaluate(
             help="Of every --set: none, standard or robust; what suits the model if none."
         ),
     ] = None,
-    folds: Annotated[
-        str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
-    ] = "speaker",
+    folds: FoldsOption = "speaker",
     compared: Annotated[
         bool, typer.Option("--compare", help="Compare the first --set with each other one.")
     ] = False,
@@ -346,7 +347,7 @@ def check_folder(output: Path, names: Sequence[str] = ()) -> None:
         output: folder of results.
         names: of files that are to be written and may be no one else's.
     """
-    from featurestore.provenance import check_free, check_output
+    from featurestore.result_files import check_free, check_output
 
     check_output(output)
     check_free(output, names)
@@ -354,7 +355,7 @@ def check_folder(output: Path, names: Sequence[str] = ()) -> None:
 
 def note_older(output: Path, origin: Provenance) -> None:
     """Name a folder's files that were computed before the store changed."""
-    from featurestore.provenance import older_results
+    from featurestore.result_files import older_results
 
     older = older_results(output, origin)
     if not older:

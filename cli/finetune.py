@@ -160,9 +160,9 @@ def _write(
     from featurestore.analysis.comparison import compare, rows_of
     from featurestore.analysis.scores import summarise
     from featurestore.files import replacing
-    from featurestore.provenance import record_results
     from featurestore.report.comparisons import markdown_comparison, write_comparison
     from featurestore.report.tables import markdown_table, write_tables
+    from featurestore.result_files import record_results
 
     said = [*done.results.attrs["notes"], *notes]
     tuned = rows_of(done.results, done.names.tuned)

@@ -12,7 +12,7 @@ import typer
 from featurestore.cli.app import JsonOption, app, example, print_json
 
 if TYPE_CHECKING:
-    from featurestore.provenance import CheckedResult
+    from featurestore.result_files import CheckedResult
 
 
 @app.command(epilog=example("featurestore results figures"))
@@ -27,7 +27,7 @@ def results(
 
     Exit code 1 if any was not: the store has changed or is gone, or the file was changed.
     """
-    from featurestore.provenance import check_results
+    from featurestore.result_files import check_results
 
     found = check_results(folder, store)
     current = sum(one.current for one in found)

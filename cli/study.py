@@ -9,6 +9,7 @@ import typer
 
 from featurestore.cli.analysis import (
     CaptureOption,
+    FoldsOption,
     NoteOption,
     OutOption,
     SchedulerOption,
@@ -49,9 +50,6 @@ PermutationsOption = Annotated[
     int, typer.Option(min=0, help="Of the labels within speakers; 0 for none.")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of everything random.")]
-FoldsOption = Annotated[
-    str, typer.Option(help="Who is held out: speaker, session, a column, or speaker:K groups.")
-]
 BundleOption = Annotated[
     Path | None,
     typer.Option(help="Write a zip of pooled data, folds and results, without audio, as well."),
@@ -327,8 +325,8 @@ def _partial_contents(
 
 
 def _write(contents: Contents, output: Path, origin: Any) -> list[Path]:
-    from featurestore.provenance import claim_results, record_results
     from featurestore.report.exports import names_of, write_files
+    from featurestore.result_files import claim_results, record_results
 
     claim_results(output, names_of(contents), origin)
     files = write_files(contents, output)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from featurestore.maintenance import forget as forget
     from featurestore.maintenance import recompute as recompute
     from featurestore.planning import plan_ingest as plan_ingest
-    from featurestore.provenance import check_results as check_results
+    from featurestore.result_files import check_results as check_results
     from featurestore.store.reader import Store as Store
     from featurestore.store.reader import open_store as open_store
     from featurestore.store.summary import lineage as lineage
@@ -65,7 +65,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ingest": ["ingest"],
         "maintenance": ["compact", "forget", "recompute"],
         "planning": ["plan_ingest"],
-        "provenance": ["check_results"],
+        "result_files": ["check_results"],
         "store.reader": ["Store", "open_store"],
         "store.summary": ["lineage", "store_state"],
         "store.verify": ["verify"],

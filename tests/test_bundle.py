@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from threadpoolctl import threadpool_limits
-from tiny_study import SENTENCE, small_corpus, small_study, tiny_networks
+from tiny_study import SENTENCE, small_corpus, small_study, tiny_studies
 from typer.testing import CliRunner
 
 import featurestore as fs
@@ -32,9 +31,7 @@ from featurestore.study.run import Report, compare_tables, report, reproduce, ru
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    """One thread for small matrices; tables and the page, but no figures."""
-    with threadpool_limits(1), tiny_networks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featurestore.report.exports.figures_of", lambda contents: {})
+    with tiny_studies():
         yield
 
 

@@ -27,18 +27,12 @@ from featurestore.analysis.comparison import compare, rows_of
 from featurestore.analysis.correlation import correlate_all
 from featurestore.analysis.regression import evaluate
 from featurestore.errors import AnalysisError, FeatureStoreError, StoreError
-from featurestore.provenance import (
-    Provenance,
-    check_results,
-    older_results,
-    read_provenance,
-    reading,
-    record_results,
-)
+from featurestore.provenance import Provenance, reading
 from featurestore.report import figures
 from featurestore.report.comparisons import write_comparison
 from featurestore.report.correlations import write_correlations
 from featurestore.report.tables import write_tables
+from featurestore.result_files import check_results, older_results, read_provenance, record_results
 from featurestore.setup import IngestConfig
 from featurestore.store.summary import store_state
 

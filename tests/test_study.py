@@ -25,7 +25,7 @@ from tiny_study import (
 
 import featurestore as fs
 from featurestore.errors import AnalysisError, FeatureStoreError
-from featurestore.provenance import check_results, read_provenance
+from featurestore.result_files import check_results, read_provenance
 from featurestore.study.analyses import Findings, analyse
 from featurestore.study.assemble import chosen_ids, corpus_facts, speaker_table
 from featurestore.study.cache import Cache

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threadpoolctl import threadpool_limits
-from tiny_study import small_corpus, small_study, tiny_networks
+from tiny_study import small_corpus, small_study, tiny_studies
 
 import featurestore as fs
 from featurestore.errors import AnalysisError, FeatureStoreError
-from featurestore.provenance import check_results, claim_results, read_provenance, record_results
 from featurestore.report.exports import names_of, usual_names, write_files
+from featurestore.result_files import check_results, claim_results, read_provenance, record_results
 from featurestore.study.bundle import read_bundle
 from featurestore.study.checks import PAGE, check_places, check_study
 from featurestore.study.config import Pair, SetPlan, Study, TracePlan
@@ -27,8 +26,7 @@ from featurestore.study.sets import RIDGE
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    with threadpool_limits(1), tiny_networks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featurestore.report.exports.figures_of", lambda contents: {})
+    with tiny_studies():
         yield
 
 

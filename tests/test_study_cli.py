@@ -20,7 +20,7 @@ from featurestore.analysis.comparison import compare, rows_of
 from featurestore.analysis.models import FeatureSet
 from featurestore.analysis.regression import evaluate
 from featurestore.cli import main
-from featurestore.provenance import check_results, read_provenance
+from featurestore.result_files import check_results, read_provenance
 from featurestore.study.config import read_study
 from featurestore.study.run import ingest_study
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from synthetic import write_corpus
+from threadpoolctl import threadpool_limits
 
 import featurestore as fs
 from featurestore import encoder
@@ -61,6 +62,14 @@ def tiny_networks() -> Iterator[None]:
     """`tiny:SEED` are weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoder._LOADERS, "tiny", TinyNetwork)
+        yield
+
+
+@contextmanager
+def tiny_studies() -> Iterator[None]:
+    """Quick ones: `tiny_networks`, and reports of tables and a page, but no figures."""
+    with tiny_networks(), threadpool_limits(1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featurestore.report.exports.figures_of", lambda contents: {})
         yield
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
-from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.provenance import Provenance
 from featurestore.report.spreadsheet import csv_text
 from featurestore.report.wording import end_digits
+from featurestore.result_files import read_provenance, record_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

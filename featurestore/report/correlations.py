@@ -13,10 +13,11 @@ import xarray as xr
 
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
-from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.provenance import Provenance
 from featurestore.report.figures import ALL, group_dim, heatmap, overview
 from featurestore.report.names import file_names
 from featurestore.report.spreadsheet import csv_text
+from featurestore.result_files import read_provenance, record_results
 
 
 def write_correlations(

@@ -108,7 +108,6 @@ def _place(rows: pd.DataFrame, target: str, features: str) -> int:
 
 
 def _line(contents: Contents, rows: pd.DataFrame, label: str, place: int) -> list[Spec]:
-    colour = COLOURS[place % len(COLOURS)]
     band = rows[np.isfinite(rows["low"]) & np.isfinite(rows["high"])]
     texts = [
         f"{label}\n{_layer(contents, row['layer'])}\n"
@@ -122,7 +121,7 @@ def _line(contents: Contents, rows: pd.DataFrame, label: str, place: int) -> lis
             "x": [*band["layer"], *reversed(list(band["layer"]))],
             "y": [*band["high"], *reversed(list(band["low"]))],
             "fill": "toself",
-            "fillcolor": colour,
+            "fillcolor": COLOURS[place % len(COLOURS)],
             "opacity": 0.14,
             "line": {"width": 0},
             "hoverinfo": "skip",
@@ -134,12 +133,20 @@ def _line(contents: Contents, rows: pd.DataFrame, label: str, place: int) -> lis
             "name": short(label, 40),
             "x": list(rows["layer"]),
             "y": list(rows["value"]),
-            "line": {"color": colour, "width": 2, "dash": DASHES[place % len(DASHES)]},
-            "marker": {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8, "color": colour},
+            **_stroke(place),
             "hovertext": texts,
             "hoverinfo": "text",
         },
     ]
+
+
+def _stroke(place: int) -> Spec:
+    """Of one curve among several: told apart without its colour too."""
+    colour = COLOURS[place % len(COLOURS)]
+    return {
+        "line": {"color": colour, "width": 2, "dash": DASHES[place % len(DASHES)]},
+        "marker": {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8, "color": colour},
+    }
 
 
 def _layer(contents: Contents, layer: float) -> str:
@@ -219,7 +226,6 @@ def confounds(contents: Contents, kind: str) -> Spec:
     data: list[Spec] = []
     for place, (covariate, group) in enumerate(rows.groupby("covariate", sort=False)):
         group = group.sort_values("layer")
-        colour = COLOURS[place % len(COLOURS)]
         data.append(
             {
                 "type": "scatter",
@@ -227,8 +233,7 @@ def confounds(contents: Contents, kind: str) -> Spec:
                 "name": short(covariate, 40),
                 "x": list(group["layer"]),
                 "y": list(group["mean_abs_r"]),
-                "line": {"color": colour, "width": 2, "dash": DASHES[place % len(DASHES)]},
-                "marker": {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 8, "color": colour},
+                **_stroke(place),
                 "hovertext": [
                     f"{covariate}\n{_layer(contents, row['layer'])}\nmean |r| "
                     f"{number(row['mean_abs_r'])}\nlargest {number(row['max_abs_r'])}"

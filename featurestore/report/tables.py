@@ -13,9 +13,10 @@ import pandas as pd
 from featurestore.analysis.scores import summarise
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
-from featurestore.provenance import Provenance, read_provenance, record_results
+from featurestore.provenance import Provenance
 from featurestore.report.spreadsheet import csv_text
 from featurestore.report.wording import raised
+from featurestore.result_files import read_provenance, record_results
 
 _STATISTICS = {
     "MSE mean": "mse_mean",

@@ -31,7 +31,7 @@ from featurestore.analysis.sets import kind_of
 from featurestore.analysis.trace import Trace
 from featurestore.errors import AnalysisError
 from featurestore.files import replacing
-from featurestore.provenance import check_output
+from featurestore.result_files import check_output
 from featurestore.study.analyses import DESCRIBED, Findings, labelled_folds
 from featurestore.study.config import Study, from_dict
 from featurestore.study.views import StudiedStore, ViewFacts, view_named

@@ -17,8 +17,8 @@ from featurestore.analysis.folds import make_folds
 from featurestore.analysis.regression import check_sets
 from featurestore.analysis.sets import kind_of, layers_of, parse
 from featurestore.errors import AnalysisError
-from featurestore.provenance import check_free, check_output
 from featurestore.report.exports import trace_names, usual_names
+from featurestore.result_files import check_free, check_output
 from featurestore.storage import Place, as_place
 from featurestore.store.reader import open_store
 from featurestore.store.records import MARK

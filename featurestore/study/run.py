@@ -18,17 +18,11 @@ import pandas as pd
 from featurestore.analysis.features import AnalysisWarning
 from featurestore.analysis.trace import MODEL, Trace, trace
 from featurestore.errors import AnalysisError
-from featurestore.provenance import (
-    Provenance,
-    check_output,
-    claim_results,
-    read_provenance,
-    reading,
-    record_results,
-)
+from featurestore.provenance import Provenance, reading
 from featurestore.report.contents import Contents
 from featurestore.report.exports import names_of, write_files
 from featurestore.report.page import write_page
+from featurestore.result_files import check_output, claim_results, read_provenance, record_results
 from featurestore.study.analyses import Findings, analyse
 from featurestore.study.assemble import chosen_ids, contents_of
 from featurestore.study.bundle import Bundle, last_part, write_bundle

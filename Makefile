@@ -1,5 +1,5 @@
 # make demo    a store, heat maps and tables from a corpus made on the spot, in demo/
-# make test    the test suite
+# make test    the test suite; ONLY='-m "not long"', ONLY=tests/test_maps.py or the like, a part of it
 # make check   format, lint and types
 # make bench   every stage beside other software and the machine's limits, in bench/; MANIFEST=file.csv
 #              has it listen to that corpus
@@ -20,7 +20,7 @@ demo: $(VENV)/installed-demo
 	$(VENV)/bin/featurestore demo demo
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ONLY)
 
 check: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .

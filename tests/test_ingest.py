@@ -492,6 +492,7 @@ print(summary.plan.columns, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 def test_peak_memory_does_not_grow_with_the_corpus(manifest: pd.DataFrame, tmp_path: Path) -> None:
     manifest.to_csv(tmp_path / "manifest.csv", index=False)
     peaks = []

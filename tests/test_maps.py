@@ -174,6 +174,7 @@ def test_permutations_are_within_speakers_and_p_counts_them() -> None:
     assert found.maps["p_max"].min() >= 1 / 401
 
 
+@pytest.mark.long
 def test_without_a_signal_maps_are_empty_as_often_as_promised() -> None:
     """500 maps of noise: any q below 0.05 in at most 5 %, and 3 standard errors of that."""
     rng = np.random.default_rng(0)

@@ -217,6 +217,7 @@ def success(feature_set: FeatureSet, X: np.ndarray, Y: np.ndarray, who: np.ndarr
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("feature_set", CONFIGURATIONS, ids=lambda one: one.name)
 def test_noise_predicts_nothing_in_any_configuration(feature_set: FeatureSet) -> None:
     rng = np.random.default_rng(1)

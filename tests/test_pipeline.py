@@ -72,6 +72,7 @@ def arrays(store: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 def test_several_devices_give_the_same_store_to_the_bit(manifest: Path, tmp_path: Path) -> None:
     found = {}
     for devices in (1, 3):
@@ -175,6 +176,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for its peak")
 @pytest.mark.parametrize("kept", ["frames", "pooled"])
 def test_peak_memory_is_within_the_formula_whatever_the_corpus(

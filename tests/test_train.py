@@ -48,6 +48,7 @@ def spoken(folder: Path, words: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.long
 def test_overfits_eight_utterances_to_an_error_rate_of_zero(tmp_path: Path) -> None:
     words = ["cab", "a bed", "fade", "beef", "dad", "face", "bag", "egg"]
     table = spoken(tmp_path, words)
@@ -109,6 +110,7 @@ def _final(run: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_an_epoch_and_called_again_it_ends_the_same(
     manifest: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +154,7 @@ def test_the_last_epochs_settle(settle: float, first: int) -> None:
     assert first == 10 or config.settled(first)
 
 
+@pytest.mark.long
 def test_two_devices_train_as_one(manifest: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert _worker(manifest, one, -1) == 0
